@@ -1,0 +1,30 @@
+"""`python -m spos <command>`: what the three scripts do not do. `--help` lists the commands."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+from spos.errors import run_main
+
+# command -> what it does; each has a module `spos.commands.<command>` with `configure(parser)`,
+# which adds its flags and sets the default `run`, a function of the parsed flags.
+COMMANDS = {
+    "data": "make the embedded data set, split a data set, find undecodable images",
+    "search": "start an architecture search on NNI safely, show its best architectures",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line, run the command, return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m spos", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, summary in COMMANDS.items():
+        module = importlib.import_module(f"spos.commands.{name}")
+        module.configure(commands.add_parser(name, help=summary, description=summary))
+    arguments = parser.parse_args(argv)
+    return arguments.run(arguments) or 0
+
+
+if __name__ == "__main__":
+    run_main(main)

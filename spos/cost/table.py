@@ -1,0 +1,229 @@
+"""Additive cost tables and constraints: an architecture's cost is a look-up, no network is built.
+
+Imports `spos.architecture`, `spos.errors`, `spos.files`; never torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spos.architecture import Candidate, Choices, SearchSpec
+from spos.errors import ConstraintError, SposError
+from spos.files import read_json, write_json
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Term:
+    """Costs that depend on a few choices together.
+
+    Attributes:
+        labels: the choices it depends on (one for a layer's operator; operator and width together
+            where widths are searched too).
+        costs: metric -> one number for every combination of candidates, the last label fastest.
+    """
+
+    labels: tuple[str, ...]
+    costs: Mapping[str, tuple[float, ...]]
+
+
+class CostTable:
+    """Cost of every architecture of a space: a fixed part plus one number for each `Term`.
+
+    The terms of our own spaces have disjoint labels, so that `bounds` is exact and costs can be
+    summed by dynamic programming; `is_separable` says whether that holds.
+
+    Args:
+        spec: the search space.
+        fixed: metric -> cost of the layers that every architecture has (an int for counts).
+        terms: the rest.
+    """
+
+    def __init__(self, spec: SearchSpec, fixed: Mapping[str, float], terms: Sequence[Term]) -> None:
+        self.spec = spec
+        self.fixed = dict(fixed)
+        self.terms = tuple(terms)
+        self.metrics = tuple(self.fixed)
+        labels = [label for term in self.terms for label in term.labels]
+        self.is_separable = len(labels) == len(set(labels))
+        self._rows = {metric: [self._row(term, metric) for term in terms] for metric in fixed}
+
+    def cost(self, choices: Choices, metric: str = "macs") -> float:
+        """Cost of an architecture's choices; an int for ``macs`` and ``params``.
+
+        Raises:
+            ConstraintError: if the table has no such metric.
+            KeyError: if ``choices`` lacks a label or names an unknown candidate.
+        """
+        total = self.fixed[self._known(metric)]
+        for label, others, costs in self._rows[metric]:
+            if others:
+                total += costs[(choices[label], *(choices[other] for other in others))]
+            else:
+                total += costs[choices[label]]
+        return total
+
+    def costs(self, choices: Choices) -> dict[str, float]:
+        """Every metric of an architecture's choices."""
+        return {metric: self.cost(choices, metric) for metric in self.metrics}
+
+    def bounds(self, metric: str = "macs") -> tuple[float, float]:
+        """Least and greatest cost in the space (of the terms one by one if not separable)."""
+        columns = [term.costs[self._known(metric)] for term in self.terms]
+        fixed = self.fixed[metric]
+        return fixed + sum(map(min, columns)), fixed + sum(map(max, columns))
+
+    def save(self, path: Path | str) -> None:
+        """Write the table as JSON, atomically."""
+        value = {
+            "version": FORMAT_VERSION,
+            "space": self.spec.space,
+            "options": dict(self.spec.options),
+            "choices": {label: list(each) for label, each in self.spec.choices.items()},
+            "fixed": self.fixed,
+            "terms": [
+                {"labels": list(term.labels), "costs": {k: list(v) for k, v in term.costs.items()}}
+                for term in self.terms
+            ],
+        }
+        write_json(path, value)
+
+    @classmethod
+    def load(cls, path: Path | str) -> CostTable:
+        """Read a table.
+
+        Raises:
+            ConstraintError: if the file is missing or not a cost table.
+        """
+        value = read_json(path, error=ConstraintError)
+        if not isinstance(value, dict) or value.get("version") != FORMAT_VERSION:
+            raise ConstraintError(f"{path}: is not a cost table of version {FORMAT_VERSION}")
+        try:
+            spec = SearchSpec(value["space"], value["options"], _candidates(value["choices"]))
+            fixed = {str(metric): _number(cost) for metric, cost in value["fixed"].items()}
+            terms = [_term(entry, spec, fixed) for entry in value["terms"]]
+        except (KeyError, TypeError, AttributeError, ValueError) as problem:
+            if isinstance(problem, SposError):
+                raise
+            raise ConstraintError(
+                f"{path}: is not a cost table ({type(problem).__name__}: {problem}); "
+                'generate it again with `nnictl ss_gen -t "python tester.py"`'
+            ) from None
+        return cls(spec, fixed, terms)
+
+    def _known(self, metric: str) -> str:
+        if metric not in self.fixed:
+            raise ConstraintError(
+                f"the cost table of {self.spec.space!r} has no metric {metric!r}; "
+                f"it has {', '.join(self.metrics)}"
+            )
+        return metric
+
+    def _row(self, term: Term, metric: str) -> tuple[str, tuple[str, ...], dict[Any, float]]:
+        candidates = [self.spec.choices[label] for label in term.labels]
+        keys: Any = itertools.product(*candidates) if len(candidates) > 1 else candidates[0]
+        costs = dict(zip(keys, term.costs[metric], strict=True))
+        return term.labels[0], term.labels[1:], costs
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """Bounds on one cost, both inclusive; an absent bound is minus or plus infinity."""
+
+    metric: str
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.low) or math.isnan(self.high) or self.low > self.high:
+            raise ConstraintError(
+                f"constraint on {self.metric}: lower bound {self.low} exceeds upper bound {self.high}"
+            )
+
+    def allows(self, table: CostTable, choices: Choices) -> bool:
+        """Whether an architecture's cost lies within the bounds."""
+        return self.low <= table.cost(choices, self.metric) <= self.high
+
+    def check_reachable(self, table: CostTable) -> None:
+        """Refuse bounds that no architecture of the space can meet.
+
+        Raises:
+            ConstraintError: with the range that the space reaches.
+        """
+        low, high = table.bounds(self.metric)
+        if self.high < low or self.low > high:
+            raise ConstraintError(
+                f"no architecture of {table.spec.space!r} has {self.metric} between "
+                f"{self.low:,} and {self.high:,}: the space reaches {low:,} to {high:,} "
+                f"(with options {dict(table.spec.options)}); choose bounds in that range"
+            )
+
+
+def parse_quantity(value: Any, *, source: str) -> float:
+    """A number, or text such as ``"330M"``, ``"330e6"`` or ``"1.2G"``, as a number.
+
+    Raises:
+        ConstraintError: if it is none of these.
+    """
+    if type(value) in (int, float) and math.isfinite(value):
+        return value
+    if isinstance(value, str):
+        text = value.strip().replace(",", "").replace("_", "")
+        scale = {"K": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:].upper(), 1)
+        try:
+            number = float(text[:-1] if scale > 1 else text) * scale
+        except ValueError:
+            number = math.nan
+        if math.isfinite(number):
+            return int(number) if number == int(number) else number
+    raise ConstraintError(f"{source}: expected a number such as 330e6 or 330M, found {value!r}")
+
+
+def parse_constraints(value: Any, *, source: str = "constraints") -> tuple[Constraint, ...]:
+    """Constraints from a mapping of metric to ``[low, high]`` or to an upper bound.
+
+    Raises:
+        ConstraintError: naming ``source`` and the key that is wrong.
+    """
+    if not isinstance(value, Mapping):
+        raise ConstraintError(
+            f"{source}: expected a mapping such as {{macs: [0, 330M]}}, found {value!r}"
+        )
+    constraints = []
+    for metric, bounds in value.items():
+        where = f"{source}: {metric}"
+        pair = bounds if isinstance(bounds, (list, tuple)) else [None, bounds]
+        if len(pair) != 2:
+            raise ConstraintError(f"{where}: expected [low, high] or a bound, found {bounds!r}")
+        low = -math.inf if pair[0] is None else parse_quantity(pair[0], source=where)
+        high = math.inf if pair[1] is None else parse_quantity(pair[1], source=where)
+        constraints.append(Constraint(str(metric), low, high))
+    return tuple(constraints)
+
+
+def _candidates(value: Mapping[str, Any]) -> dict[str, tuple[Candidate, ...]]:
+    for label, candidates in value.items():
+        if not candidates or any(type(each) not in (str, int) for each in candidates):
+            raise TypeError(f"choices of {label!r}")
+    return {label: tuple(candidates) for label, candidates in value.items()}
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"{value!r} is not a number")
+    return value
+
+
+def _term(entry: Mapping[str, Any], spec: SearchSpec, fixed: Mapping[str, float]) -> Term:
+    labels = tuple(entry["labels"])
+    size = math.prod(len(spec.choices[label]) for label in labels)
+    costs = {metric: tuple(_number(cost) for cost in entry["costs"][metric]) for metric in fixed}
+    if not labels or any(len(column) != size for column in costs.values()):
+        raise ValueError(f"the term of {labels} does not have {size} costs")
+    return Term(labels, costs)

@@ -1,0 +1,51 @@
+"""The exceptions that users meet, and the one place where a command turns them into an exit status.
+
+Imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class SposError(ValueError):
+    """Something the user can mend; the message says what, where, what was expected, what to do."""
+
+
+class ArchitectureError(SposError):
+    """An architecture, or a file holding one, does not fit its search space."""
+
+
+class ConstraintError(SposError):
+    """A bound on a cost is malformed or cannot be met in this search space."""
+
+
+class DataError(SposError):
+    """A data set, a split file or an image is missing, malformed or unreadable."""
+
+
+class CheckpointError(SposError):
+    """A checkpoint or weight file is missing, damaged, unsafe or belongs to another run."""
+
+
+class ConfigError(SposError):
+    """A flag, a run folder or an experiment configuration is wrong or asks too much."""
+
+
+class SearchError(SposError):
+    """A search cannot be started, continued or finished."""
+
+
+def run_main(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command's ``main`` and exit: a `SposError` becomes one line and exit status 2."""
+    try:
+        status = main()
+    except SposError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(status or 0)

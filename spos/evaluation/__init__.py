@@ -1,0 +1,1 @@
+"""Recalibrate BatchNorm, measure accuracy."""

@@ -1,0 +1,183 @@
+"""Files that are never half-written: atomic writes, digests, strict JSON, an append-only journal.
+
+Imports only `spos.errors`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from spos.errors import SposError
+
+MAX_JSON_BYTES = 64 * 2**20
+
+
+@contextlib.contextmanager
+def open_atomic(path: Path | str) -> Iterator[IO[bytes]]:
+    """Open ``path`` for writing so that it appears whole or not at all.
+
+    The bytes go to a temporary file in the same folder, which is flushed to disk and renamed over
+    ``path`` when the block ends; the folder is flushed too. On an exception (a full disk included)
+    the temporary file is removed and whatever stood at ``path`` stays.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write ``text`` (UTF-8) to ``path`` atomically."""
+    with open_atomic(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write ``value`` as indented JSON to ``path`` atomically; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def parse_json(text: str | bytes, *, source: str, error: type[SposError] = SposError) -> Any:
+    """Parse strict JSON: no repeated keys, no NaN, no endless nesting or digits.
+
+    Raises:
+        error: with ``source`` (a path or a description) and what was wrong.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8")
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as problem:
+        reason = "nested too deeply" if isinstance(problem, RecursionError) else problem
+        raise error(f"{source}: not valid JSON ({reason})") from None
+
+
+def read_json(
+    path: Path | str, *, error: type[SposError] = SposError, max_bytes: int = MAX_JSON_BYTES
+) -> Any:
+    """Read a JSON file strictly (see `parse_json`).
+
+    Raises:
+        error: if the file is missing, unreadable, larger than ``max_bytes`` or malformed.
+    """
+    return parse_json(
+        read_bytes(path, error=error, max_bytes=max_bytes), source=str(path), error=error
+    )
+
+
+def read_bytes(
+    path: Path | str, *, error: type[SposError] = SposError, max_bytes: int = MAX_JSON_BYTES
+) -> bytes:
+    """Read a small file whole; ``error`` names the file if it is missing or too large."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as problem:
+        raise error(f"{path}: cannot be read ({problem.strerror or problem})") from None
+    if len(data) > max_bytes:
+        raise error(f"{path}: larger than {max_bytes} bytes, which no file of this kind is")
+    return data
+
+
+def digest(path: Path | str) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    sha256 = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            sha256.update(block)
+    return sha256.hexdigest()
+
+
+def append_journal(path: Path | str, entry: Any) -> None:
+    """Append one JSON line to a journal and flush it to disk.
+
+    Safe for several processes at once (advisory lock). A last line cut by a crash is dropped first.
+    """
+    line = json.dumps(entry, allow_nan=False).encode() + b"\n"
+    with open(path, "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _drop_partial_line(file)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_journal(path: Path | str, *, error: type[SposError] = SposError) -> list[Any]:
+    """Entries of a journal, oldest first; a last line cut by a crash is ignored.
+
+    Raises:
+        error: if a complete line is not JSON. A missing file is an empty journal.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        return []
+    lines = data.split(b"\n")[:-1]
+    return [
+        parse_json(line, source=f"{path}, line {number}", error=error)
+        for number, line in enumerate(lines, start=1)
+    ]
+
+
+@contextlib.contextmanager
+def lock_file(path: Path | str, *, blocking: bool = True) -> Iterator[None]:
+    """Hold an advisory lock on ``path``; released when the block ends or the process dies.
+
+    Raises:
+        BlockingIOError: if not ``blocking`` and another process holds it.
+    """
+    with open(path, "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if blocking else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        repeated = sorted(key for key in value if sum(key == other for other, _ in pairs) > 1)
+        raise ValueError(f"key {repeated[0]!r} is given twice")
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _drop_partial_line(file: IO[bytes]) -> None:
+    size = file.seek(0, os.SEEK_END)
+    end = size
+    while end:
+        block = min(end, 4096)
+        file.seek(end - block)
+        newline = file.read(block).rfind(b"\n")
+        if newline >= 0:
+            end = end - block + newline + 1
+            break
+        end -= block
+    if end != size:
+        file.truncate(end)

@@ -1,0 +1,1 @@
+"""Which architecture to try next; never imports torch."""
