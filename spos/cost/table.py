@@ -143,7 +143,7 @@ class Constraint:
     def __post_init__(self) -> None:
         if math.isnan(self.low) or math.isnan(self.high) or self.low > self.high:
             raise ConstraintError(
-                f"constraint on {self.metric}: lower bound {self.low} exceeds upper bound {self.high}"
+                f"constraint on {self.metric}: low {self.low} exceeds high {self.high}"
             )
 
     def allows(self, table: CostTable, choices: Choices) -> bool:
