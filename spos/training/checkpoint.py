@@ -1,0 +1,173 @@
+"""Checkpoints that a kill cannot spoil and a flipped bit cannot enter unnoticed.
+
+Imports `spos.errors`, `spos.files` and torch.
+
+A checkpoint is two files: ``step_00012000.pt`` and, written after it, ``step_00012000.json``, which
+holds its size and SHA-256. Without the second the first does not count.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle  # for the exception that torch raises; nothing is unpickled
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spos.errors import CheckpointError
+from spos.files import digest, open_atomic, read_json, write_json
+
+FORMAT_VERSION = 1
+KEEP = 3
+_MARK = re.compile(r"step_(\d{8,})\.json")
+
+log = logging.getLogger(__name__)
+
+
+def save_checkpoint(
+    folder: Path | str, step: int, state: Mapping[str, Any], *, keep: int = KEEP
+) -> Path:
+    """Save ``state`` (tensors, numbers, text, lists and dictionaries only) as step ``step``.
+
+    The oldest checkpoints beyond ``keep`` are deleted, but only after this one is complete. If the
+    disk fills up, the earlier checkpoints stay as they are.
+
+    Raises:
+        CheckpointError: if the files cannot be written.
+    """
+    folder = Path(folder)
+    path = folder / f"step_{step:08d}.pt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open_atomic(path) as file:
+            torch.save(dict(state), file)
+        mark = {
+            "version": FORMAT_VERSION,
+            "step": step,
+            "size": path.stat().st_size,
+            "sha256": digest(path),
+            "torch": torch.__version__,
+        }
+        write_json(path.with_suffix(".json"), mark)
+    except (OSError, RuntimeError) as problem:  # torch reports a full disk as RuntimeError
+        raise CheckpointError(
+            f"{path}: cannot be saved ({problem}); earlier checkpoints are kept"
+        ) from problem
+    for _, old in _marks(folder)[keep:]:
+        old.unlink(missing_ok=True)
+        old.with_suffix(".pt").unlink(missing_ok=True)
+    return path
+
+
+def latest_checkpoint(folder: Path | str) -> tuple[int, Path] | None:
+    """Step and path of the newest checkpoint that is whole; None if there is none at all.
+
+    One that is damaged is renamed to ``*.damaged`` with a warning, and the one before it is taken.
+
+    Raises:
+        CheckpointError: if there are checkpoints but every one of them is damaged.
+    """
+    marks = _marks(Path(folder))
+    for step, mark in marks:
+        path = mark.with_suffix(".pt")
+        try:
+            check_checkpoint(path)
+        except CheckpointError as problem:
+            log.warning("%s; trying the checkpoint before it", problem)
+            for file in (path, mark):
+                if file.exists():
+                    os.replace(file, file.with_name(file.name + ".damaged"))
+            continue
+        return step, path
+    if marks:
+        names = ", ".join(mark.with_suffix(".pt").name for _, mark in marks)
+        raise CheckpointError(
+            f"{folder}: every checkpoint is damaged ({names}); restore one from a copy, or start "
+            "again in another run folder"
+        )
+    return None
+
+
+def check_checkpoint(path: Path | str) -> str:
+    """Verify a checkpoint against its commit mark and return its SHA-256.
+
+    Raises:
+        CheckpointError: if the file or its mark is missing, or they do not belong together.
+    """
+    path = Path(path)
+    mark = read_json(path.with_suffix(".json"), error=CheckpointError)
+    if not isinstance(mark, dict) or mark.get("version") != FORMAT_VERSION:
+        raise CheckpointError(f"{path.with_suffix('.json')}: is not a checkpoint's commit mark")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is missing, though its commit mark is there")
+    size = path.stat().st_size
+    if size != mark.get("size"):
+        raise CheckpointError(f"{path}: is damaged ({size} bytes, expected {mark.get('size')})")
+    found = digest(path)
+    if found != mark.get("sha256"):
+        raise CheckpointError(f"{path}: is damaged (its SHA-256 does not match its commit mark)")
+    return found
+
+
+def load_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Load a checkpoint of ours after verifying it; tensors are put on the CPU.
+
+    Raises:
+        CheckpointError: if it is damaged, or holds anything but plain data.
+    """
+    check_checkpoint(path)
+    state = load_tensors(path)
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__}, expected a dictionary")
+    return state
+
+
+def load_tensors(path: Path | str) -> Any:
+    """Load a file of `torch.save` without running anything in it.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or needs code to be run; what it needs is named.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such file") from None
+    except pickle.UnpicklingError as problem:
+        blocked = re.findall(r"GLOBAL (\S+)", str(problem)) or [str(problem).splitlines()[0]]
+        raise CheckpointError(
+            f"{path}: is not a plain weight file, so it was not loaded (blocked: "
+            f"{', '.join(blocked)}); save its state_dict alone and give that"
+        ) from None
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, zipfile.BadZipFile) as problem:
+        raise CheckpointError(f"{path}: is damaged or not a checkpoint ({problem})") from None
+
+
+def load_weights_into(
+    module: torch.nn.Module, weights: Mapping[str, torch.Tensor], *, source: str
+) -> None:
+    """Load a state dict strictly.
+
+    Raises:
+        CheckpointError: naming ``source`` and the missing, unexpected or misshapen tensors.
+    """
+    try:
+        module.load_state_dict(weights, strict=True)
+    except RuntimeError as problem:
+        lines = [line.strip() for line in str(problem).splitlines()[1:4]]
+        detail = " ".join(line if len(line) < 300 else line[:297] + "..." for line in lines)
+        raise CheckpointError(
+            f"{source}: its weights do not fit this network: {detail or problem}"
+        ) from None
+
+
+def _marks(folder: Path) -> list[tuple[int, Path]]:
+    """Commit marks, newest first."""
+    if not folder.is_dir():
+        return []
+    found = [(_MARK.fullmatch(path.name), path) for path in folder.iterdir()]
+    return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
