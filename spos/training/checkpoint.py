@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle  # for the exception that torch raises; nothing is unpickled
 import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError  # what torch raises; nothing is unpickled here
 from typing import Any
 
 import torch
@@ -137,7 +137,7 @@ def load_tensors(path: Path | str) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file") from None
-    except pickle.UnpicklingError as problem:
+    except UnpicklingError as problem:
         blocked = re.findall(r"GLOBAL (\S+)", str(problem)) or [str(problem).splitlines()[0]]
         raise CheckpointError(
             f"{path}: is not a plain weight file, so it was not loaded (blocked: "

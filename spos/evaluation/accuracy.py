@@ -1,0 +1,64 @@
+"""Accuracy of a network on images, every image counted once.
+
+Imports `spos.errors`, `spos.training.parallel` and torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from spos.errors import DataError
+from spos.training.parallel import reduce_sum
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Fractions of images whose class was first, or among the first five, and the mean loss.
+
+    Attributes:
+        top1: between 0 and 1.
+        top5: between 0 and 1; with fewer than five classes, 1.
+        loss: mean cross-entropy without label smoothing, in nats.
+        num_images: images measured, over all ranks.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    num_images: int
+
+
+@torch.no_grad()
+def measure_accuracy(
+    network: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], device: torch.device
+) -> Accuracy:
+    """Measure ``network`` in evaluation mode.
+
+    Args:
+        network: from images to logits.
+        batches: preprocessed images (N, 3, H, W) and labels (N,), on ``device``. With several
+            processes each rank gives its own part.
+        device: where the sums are kept.
+
+    Raises:
+        DataError: if there is no image.
+    """
+    network.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # top-1, top-5, loss, images
+    for images, labels in batches:
+        logits = network(images).float()
+        order = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        hits = order == labels[:, None]
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        sums += torch.stack(
+            [hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(labels), device=device)]
+        ).double()
+    top1, top5, loss, count = reduce_sum(sums).tolist()
+    if not count:
+        raise DataError("accuracy was to be measured on no images")
+    return Accuracy(top1 / count, top5 / count, loss / count, int(count))

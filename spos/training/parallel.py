@@ -1,0 +1,116 @@
+"""One process per device under torchrun: who we are, and the few exact reductions we need.
+
+Imports `spos.errors` and torch.
+
+No `DistributedDataParallel`: all ranks train the same path (a function of seed and step), so the
+gradients to reduce are those of the active path, known to every rank, in one flat buffer; nothing
+has to be searched for, and idle parameters keep no gradient.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from spos.errors import ConfigError
+
+
+def rank() -> int:
+    """This process's number, 0 when there is only one."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def select_device(name: str) -> torch.device:
+    """The device that ``name`` means: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Under torchrun ``auto`` and ``cuda`` are the GPU with the process's local rank.
+
+    Raises:
+        ConfigError: if the name is malformed or there is no such device.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if count else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError(
+            f"--device {name}: this machine offers {count} CUDA devices; use --device cpu, or "
+            "check the driver and CUDA_VISIBLE_DEVICES"
+        )
+    return device
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the process group that torchrun describes; does nothing for a single process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace the gradients of ``parameters`` by their mean over the ranks; None stays None."""
+    if world_size() == 1:
+        return
+    _average([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+
+def average_buffers(module: torch.nn.Module) -> None:
+    """Replace running statistics by their mean over the ranks."""
+    if world_size() > 1:
+        _average([buffer for buffer in module.buffers() if buffer.is_floating_point()])
+
+
+def broadcast_module(module: torch.nn.Module) -> None:
+    """Give every rank the parameters and buffers of rank 0."""
+    if world_size() > 1:
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
+def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` summed over the ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether ``flag`` holds on any rank; a collective call."""
+    return bool(reduce_sum(torch.tensor(float(flag), device=device)).item())
+
+
+def _average(tensors: list[torch.Tensor]) -> None:
+    if not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    position = 0
+    for tensor in tensors:
+        count = tensor.numel()
+        tensor.copy_(flat[position : position + count].view_as(tensor))
+        position += count
