@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -117,6 +117,11 @@ def append_journal(path: Path | str, entry: Any) -> None:
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_journal(path: Path | str, entries: Iterable[Any]) -> None:
+    """Replace a journal by these entries, atomically."""
+    write_text(path, "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in entries))
 
 
 def read_journal(path: Path | str, *, error: type[SposError] = SposError) -> list[Any]:

@@ -1,0 +1,100 @@
+"""Scores candidates of a trained supernet: recalibrate BatchNorm, measure held-out accuracy.
+
+Imports `spos.data`, `spos.supernet`, `spos.evaluation`, `spos.training.parallel` and torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from spos.architecture import Choices
+from spos.data import Loader, Preprocessing
+from spos.evaluation.accuracy import Accuracy, measure_accuracy
+from spos.evaluation.batchnorm import recalibrate, saved_statistics
+from spos.supernet import Supernet
+
+MAX_CACHED_BYTES = 2 * 2**30
+
+
+class ImageBatches:
+    """The batches of an evaluation loader, kept as uint8 in memory if they fit.
+
+    The batches are the same at every pass, in number, order and content, whether kept or not: that
+    is what makes a candidate's score the same whoever measures it.
+    """
+
+    def __init__(
+        self, loader: Loader, *, preprocessing: Preprocessing, device: torch.device
+    ) -> None:
+        self._loader, self._preprocessing, self._device = loader, preprocessing, device
+        self._kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Preprocessed images (N, 3, H, W) and labels (N,), on the device."""
+        for images, labels in self._kept if self._kept is not None else self._read():
+            moved = images.to(self._device, non_blocking=True)
+            yield self._preprocessing.apply(moved), labels.to(self._device, non_blocking=True)
+
+    def _read(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        kept, size = [], 0
+        for images, labels in self._loader.epoch(0):
+            size += images.nbytes
+            if size <= MAX_CACHED_BYTES:
+                kept.append((images, labels))
+            else:
+                kept.clear()
+            yield images, labels
+        if size <= MAX_CACHED_BYTES:
+            self._kept = kept
+            self._loader.close()
+
+
+class Evaluator:
+    """Measures architectures of one supernet, leaving it as it was.
+
+    Args:
+        supernet: with trained weights, on ``device``.
+        calibration: images of the training set, the same for every candidate.
+        validation: images held out of training, the same for every candidate.
+        device: of the supernet and the batches.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        *,
+        calibration: ImageBatches,
+        validation: ImageBatches,
+        device: torch.device,
+    ) -> None:
+        self.supernet, self.device = supernet, device
+        self.calibration, self.validation = calibration, validation
+
+    def evaluate(self, choices: Choices) -> Accuracy:
+        """Accuracy of one architecture (Guo et al. 2020, sec. 3.4).
+
+        The same architecture scores the same, to the bit on a CPU, in whatever order candidates are
+        evaluated; weights and statistics of the supernet are unchanged afterwards.
+        """
+        self.supernet.activate(choices)
+        modules = list(self.supernet.active_modules())
+        with saved_statistics(modules):
+            return calibrated_accuracy(
+                self.supernet, modules, self.calibration, self.validation, self.device
+            )
+
+
+def calibrated_accuracy(
+    network: nn.Module,
+    modules: list[nn.Module],
+    calibration: ImageBatches,
+    validation: ImageBatches,
+    device: torch.device,
+) -> Accuracy:
+    """Recalibrate ``network`` (BatchNorm layers among ``modules``), then measure it."""
+    with torch.inference_mode():
+        recalibrate(network, modules, (images for images, _ in calibration))
+        return measure_accuracy(network, validation, device)

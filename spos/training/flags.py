@@ -1,0 +1,135 @@
+"""The flags that `supernet.py` and `scratch.py` share; unset ones take what suits the data.
+
+Imports `spos.errors`, `spos.spaces` and `spos.training.recipe`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from spos.errors import ConfigError, SposError
+from spos.files import parse_json
+from spos.training.recipe import AMP_MODES, SCHEDULES
+
+RECIPE_FLAGS = (
+    "epochs",
+    "batch_size",
+    "lr",
+    "schedule",
+    "warmup_epochs",
+    "momentum",
+    "weight_decay",
+    "label_smoothing",
+    "clip_norm",
+    "amp",
+    "seed",
+)
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags on images and how they are prepared."""
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--data-dir",
+        "--imagenet-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder with train/CLASS/* and val/ or test/ (default: data/imagenet if it is there, "
+        "else the embedded handwritten digits)",
+    )
+    group.add_argument(
+        "--image-size",
+        type=int,
+        help="side of the network's input in pixels (default: 224, or "
+        "the images' own size if they are small)",
+    )
+    group.add_argument(
+        "--augmentation", choices=("paper", "crop-flip", "crop", "none"),
+        help="of training images (default: paper for photographs, crop-flip for small images)",
+    )  # fmt: skip
+    group.add_argument(
+        "--spos-preprocessing", action="store_true",
+        help="BGR from 0 to 255, as the published weights expect, instead of normalised RGB",
+    )  # fmt: skip
+    group.add_argument(
+        "--loader", choices=("auto", "torchvision", "dali"), default="auto",
+        help="auto: DALI on a GPU if it is installed, torchvision otherwise",
+    )  # fmt: skip
+    group.add_argument(
+        "--workers", type=int, default=2, help="of the loader (default: %(default)s)"
+    )
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags on training itself; see `spos.training.recipe.Recipe`."""
+    group = parser.add_argument_group(
+        "training (defaults: the paper's on ImageNet; see the README)"
+    )
+    group.add_argument("--epochs", type=int, help="passes over the training images")
+    group.add_argument("--batch-size", type=int, help="images of a step, over all processes")
+    group.add_argument(
+        "--lr", type=float, help="first learning rate; by default it follows the batch size"
+    )
+    group.add_argument("--schedule", choices=SCHEDULES, help="how the learning rate falls to 0")
+    group.add_argument("--warmup-epochs", type=float, help="epochs in which it rises first")
+    group.add_argument("--momentum", type=float, help="of SGD")
+    group.add_argument(
+        "--weight-decay", type=float, help="on weights of convolutions and linear layers"
+    )
+    group.add_argument(
+        "--label-smoothing", type=float, help="share of the target spread over all classes"
+    )
+    group.add_argument(
+        "--clip-norm", type=float, help="largest norm of the gradient; 0: no clipping"
+    )
+    group.add_argument("--amp", choices=AMP_MODES, help="mixed precision (default: off)")
+    group.add_argument("--seed", type=int, help="of everything random (default: 0)")
+
+
+def add_run_flags(parser: argparse.ArgumentParser, *, run_dir: str) -> None:
+    """Flags on the run folder and the machine."""
+    group = parser.add_argument_group("run")
+    group.add_argument(
+        "--run-dir", type=Path, default=Path(run_dir), metavar="DIR",
+        help="settings, log, checkpoints; repeat a command to continue it (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument("--save-every", type=int, default=1, metavar="EPOCHS",
+                       help="between checkpoints (default: %(default)s)")  # fmt: skip
+    group.add_argument("--val-every", type=int, metavar="EPOCHS",
+                       help="between validations (default: a tenth of the run)")  # fmt: skip
+
+
+def parse_options(text: str | None) -> dict[str, Any]:
+    """Options of a search space from ``--space-options``, a JSON object.
+
+    Raises:
+        ConfigError: if it is something else.
+    """
+    if text is None:
+        return {}
+    value = parse_json(text, source="--space-options", error=ConfigError)
+    if not isinstance(value, dict):
+        raise ConfigError(f'--space-options {text}: expected an object such as {{"key": 1}}')
+    return value
+
+
+def parse_range(text: str | None, *, flag: str) -> tuple[float, float] | None:
+    """A range such as ``290M:360M``.
+
+    Raises:
+        ConfigError: if it is something else.
+    """
+    from spos.cost.table import parse_quantity
+
+    if text is None:
+        return None
+    low, colon, high = text.partition(":")
+    try:
+        if not colon:
+            raise ConfigError("no colon")
+        return parse_quantity(low, source=flag), parse_quantity(high, source=flag)
+    except SposError:
+        raise ConfigError(f"{flag} {text}: expected a range such as 290M:360M") from None

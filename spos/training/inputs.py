@@ -1,0 +1,220 @@
+"""The images of a run: which data set, how it is divided, how it is loaded.
+
+Imports `spos.data`, `spos.errors`, `spos.training.parallel`, `spos.training.recipe` and torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from spos.data import Loader, Preprocessing, build_loader
+from spos.data.digits import is_digits, prepare_digits
+from spos.data.folder import DataFolder, ImageSet, open_data
+from spos.data.split import Split, apply_split, load_split, make_split
+from spos.errors import ConfigError, DataError
+from spos.training.parallel import rank, world_size
+from spos.training.recipe import PRESETS, Preset, Recipe
+
+IMAGENET_DIR = Path("data/imagenet")
+DIGITS_DIR = Path("data/digits")
+LARGEST_SMALL_IMAGE = 96  # pixels: below, images keep their size; above, they are photographs
+SAMPLED_IMAGES = 64
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The images of a run.
+
+    Attributes:
+        data: training and test images.
+        kind: a key of `PRESETS`.
+        image_size: side of the network's input, in pixels.
+        augmentation: of training images.
+        preprocessing: from uint8 images to the network's input.
+        backend: ``torchvision`` or ``dali``.
+        workers: processes or threads of a loader.
+        device: where batches are used.
+    """
+
+    data: DataFolder
+    kind: str
+    image_size: int
+    augmentation: str
+    preprocessing: Preprocessing
+    backend: str
+    workers: int
+    device: torch.device
+
+    @property
+    def preset(self) -> Preset:
+        """What suits this kind of data."""
+        return PRESETS[self.kind]
+
+    def config(self) -> dict[str, Any]:
+        """The part of a run's configuration that this is (see `RunSettings`)."""
+        return {
+            "data": self.data.name,
+            "num_train": len(self.data.train),
+            "num_test": len(self.data.test),
+            "classes": list(self.data.train.classes),
+            "image_size": self.image_size,
+            "augmentation": self.augmentation,
+            "preprocessing": self.preprocessing.name,
+            "loader": self.backend,
+        }
+
+    def training_loader(self, images: ImageSet, recipe: Recipe) -> Loader:
+        """Shuffled, augmented batches of this rank.
+
+        Raises:
+            ConfigError: if the batch cannot be divided between the processes.
+        """
+        if recipe.batch_size % world_size():
+            raise ConfigError(
+                f"--batch-size {recipe.batch_size}: cannot be divided between "
+                f"{world_size()} processes; use a multiple"
+            )
+        return self._loader(
+            images, recipe.batch_size // world_size(), augmentation=self.augmentation,
+            shuffle=True, seed=recipe.seed,
+        )  # fmt: skip
+
+    def evaluation_loader(self, images: ImageSet, batch_size: int) -> Loader:
+        """Every image once, in order, the same at every pass."""
+        return self._loader(images, batch_size, augmentation="none", shuffle=False, seed=0)
+
+    def _loader(
+        self, images: ImageSet, batch_size: int, *, augmentation: str, shuffle: bool, seed: int
+    ) -> Loader:
+        return build_loader(
+            images,
+            backend=self.backend,
+            image_size=self.image_size,
+            augmentation=augmentation,
+            preprocessing=self.preprocessing,
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            num_workers=self.workers,
+            rank=rank(),
+            world_size=world_size(),
+            device=self.device,
+        )
+
+
+def open_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
+    """The images that the flags of `add_data_flags` ask for, the rest chosen to suit them."""
+    data = open_data(args.data_dir or _default_data_dir())
+    kind, natural_size = _classify(data)
+    preset = PRESETS[kind]
+    return Inputs(
+        data=data,
+        kind=kind,
+        image_size=args.image_size or preset.image_size or natural_size,
+        augmentation=args.augmentation or preset.augmentation,
+        preprocessing=Preprocessing("spos" if args.spos_preprocessing else "standard"),
+        backend=_choose_backend(args.loader, device),
+        workers=args.workers,
+        device=device,
+    )
+
+
+def reopen_inputs(
+    config: dict[str, Any], data_dir: Path, *, workers: int, device: torch.device
+) -> Inputs:
+    """The images that an earlier run used, for the stage after it.
+
+    Raises:
+        DataError: if ``data_dir`` now holds something else.
+    """
+    data = open_data(data_dir)
+    found = [len(data.train), list(data.train.classes)]
+    if found != [config["num_train"], config["classes"]]:
+        raise DataError(
+            f"{data_dir}: holds {found[0]} training images of {len(found[1])} classes, but the run "
+            f"was trained on {config['num_train']} of {len(config['classes'])}; give the data set "
+            "that it was trained on (--data-dir)"
+        )
+    return Inputs(
+        data=data,
+        kind=_classify(data)[0],
+        image_size=config["image_size"],
+        augmentation=config["augmentation"],
+        preprocessing=Preprocessing(config["preprocessing"]),
+        backend=config["loader"],
+        workers=workers,
+        device=device,
+    )
+
+
+def open_split(data: DataFolder, data_dir: Path, *, per_class: int) -> Split:
+    """The split beside the data if there is one, else a new one of ``per_class`` images."""
+    path = data_dir / "split.json"
+    if path.exists():
+        split = load_split(path)
+    else:
+        split = make_split(data.train, per_class=per_class)
+    apply_split(data.train, split)  # refuse one of other data now
+    return split
+
+
+def fit_recipe(recipe: Recipe, args: argparse.Namespace, names: tuple[str, ...]) -> Recipe:
+    """``recipe`` with the given flags; an unset learning rate follows the batch size."""
+    changed = recipe.replace({name: getattr(args, name) for name in names})
+    if args.lr is None:
+        changed = changed.replace({"lr": recipe.lr * changed.batch_size / recipe.batch_size})
+    if args.warmup_epochs is None:
+        changed = changed.replace({"warmup_epochs": min(recipe.warmup_epochs, changed.epochs / 10)})
+    return changed
+
+
+def _default_data_dir() -> Path:
+    if IMAGENET_DIR.is_dir():
+        return IMAGENET_DIR
+    if rank() == 0:
+        log.info(
+            "no --data-dir and no %s: using the embedded handwritten digits in %s",
+            IMAGENET_DIR,
+            DIGITS_DIR,
+        )
+    return prepare_digits(DIGITS_DIR)
+
+
+def _classify(data: DataFolder) -> tuple[str, int]:
+    """Kind of data and, for small images, the input size that suits them."""
+    if is_digits(data):
+        return "digits", PRESETS["digits"].image_size or 0
+    every = max(1, len(data.train) // SAMPLED_IMAGES)
+    sides = []
+    for path in data.train.paths[::every][:SAMPLED_IMAGES]:
+        try:
+            with Image.open(data.train.root / path) as image:
+                sides.append(min(image.size))
+        except OSError:
+            continue  # the loader and `data check` name undecodable images
+    side = statistics.median(sides) if sides else 0
+    if side > LARGEST_SMALL_IMAGE:
+        return "imagenet", 224
+    return "small", max(32, -(-int(side) // 8) * 8)
+
+
+def _choose_backend(name: str, device: torch.device) -> str:
+    has_dali = importlib.util.find_spec("nvidia.dali") is not None
+    if name == "dali" and not has_dali:
+        raise ConfigError(
+            "--loader dali: NVIDIA DALI is not installed; run pip install 'spos[dali-cuda130]'"
+        )
+    if name == "auto":
+        return "dali" if has_dali and device.type == "cuda" else "torchvision"
+    return name

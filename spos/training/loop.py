@@ -1,0 +1,330 @@
+"""The training loop, for the supernet and for a subnet alike.
+
+Imports `spos.data`, `spos.supernet`, the modules of `spos.training` and torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from spos.data import Loader, Preprocessing
+from spos.errors import SposError
+from spos.supernet import Supernet
+from spos.training import checkpoint, parallel
+from spos.training.recipe import Recipe, decay_groups
+from spos.training.run_folder import RunFolder
+from spos.training.samplers import PathSampler
+from spos.training.status import StatusLine
+
+SIGTERM_STATUS = 143
+STEPS_BETWEEN_AGREEMENTS = 10  # between ranks, on whether a signal came
+MAX_SKIPPED_UPDATES = 20  # in a row, of fp16's loss scaling
+
+log = logging.getLogger(__name__)
+
+
+class TrainingError(SposError):
+    """Training cannot go on: the loss is not finite."""
+
+
+class Stopped(SystemExit):
+    """A signal asked the run to stop; its state was saved."""
+
+    def __init__(self) -> None:
+        super().__init__(SIGTERM_STATUS)
+
+
+class Training:
+    """Trains a network to the end of its recipe, from wherever its run folder left off.
+
+    Everything random is a function of the seed and the step (paths, dropout) or epoch (order,
+    augmentation), so that a resumed run does what the uninterrupted one would have done.
+
+    Args:
+        network: a `Supernet` with ``sampler``, or any network from images to logits without.
+        recipe: how to train.
+        loader: the training images; its batch size is the recipe's divided by the processes.
+        preprocessing: from uint8 images to the network's input.
+        device: of this process; ``network`` is moved there.
+        run: where checkpoints and metrics go.
+        sampler: chooses the path of each step.
+        validate: called after every ``validate_every`` epochs and at the end; returns metrics.
+        validate_every: in epochs.
+        save_every: in epochs.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        recipe: Recipe,
+        *,
+        loader: Loader,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        run: RunFolder,
+        sampler: PathSampler | None = None,
+        validate: Callable[[], Mapping[str, float]] | None = None,
+        validate_every: int = 1,
+        save_every: int = 1,
+    ) -> None:
+        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.recipe, self.loader, self.preprocessing = recipe, loader, preprocessing
+        self.device, self.run, self.sampler = device, run, sampler
+        self.validate, self.validate_every, self.save_every = validate, validate_every, save_every
+        self.step = 0
+        self.total_steps = recipe.epochs * len(loader)
+        self._parameters = list(network.parameters())
+        self._optimizer = torch.optim.SGD(
+            decay_groups(self._parameters, recipe.weight_decay),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+        )
+        self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
+        self._meter = _Meter(device)
+        self._last_loss: torch.Tensor | None = None
+        self._skipped = 0
+
+    def fit(self) -> dict[str, float]:
+        """Train to the end; returns the last validation's metrics.
+
+        Raises:
+            TrainingError: if the loss is not finite; the last checkpoint is from before.
+            Stopped: after SIGTERM or SIGUSR1, with everything saved.
+        """
+        self._restore()
+        self.run.start_metrics(self.step)
+        status = StatusLine(self.total_steps, start=self.step, is_shown=self.run.is_writer)
+        with _stop_requests() as stop:
+            try:
+                while self.step < self.total_steps:
+                    self._train_epoch(stop, status)
+            finally:
+                status.close()
+        return self._validate() if self.validate else {}
+
+    def _train_epoch(self, stop: threading.Event, status: StatusLine) -> None:
+        steps_per_epoch = len(self.loader)
+        epoch, start = divmod(self.step, steps_per_epoch)
+        waiting = time.perf_counter()
+        for images, labels in self.loader.epoch(epoch, start):
+            waited = time.perf_counter() - waiting
+            self._train_step(images, labels)
+            self.step += 1
+            waiting = time.perf_counter()
+            self._meter.count(len(labels) * parallel.world_size(), waited)
+            status.update(self.step, self._meter.text)
+            is_agreement = self.step % STEPS_BETWEEN_AGREEMENTS == 0
+            if parallel.world_size() == 1 or is_agreement:
+                if parallel.any_rank(stop.is_set(), self.device):
+                    self._save()
+                    log.info("stopped by a signal after step %d; repeat the command", self.step)
+                    raise Stopped
+            if is_agreement or self.step % steps_per_epoch == 0:
+                self._meter.refresh()
+        self._check_finite()
+        self.run.record(self.step, {**self._meter.finish_epoch(), "train/lr": self._lr()})
+        epoch += 1
+        is_last = epoch == self.recipe.epochs
+        # Validation first: if a kill comes between the two, the resumed run does both again.
+        if self.validate and epoch % self.validate_every == 0 and not is_last:
+            self._validate()
+        if epoch % self.save_every == 0 or is_last:
+            self._save()
+
+    def _train_step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """One update. ``images``: uint8 (N, 3, H, W); ``labels``: (N,)."""
+        recipe = self.recipe
+        _seed_dropout(recipe.seed, self.step, self.device)
+        if self.sampler:
+            assert isinstance(self.network, Supernet)
+            self.network.activate(self.sampler.sample(self.step))
+        images = self.preprocessing.apply(images.to(self.device, non_blocking=True))
+        labels = labels.to(self.device, non_blocking=True)
+        self.network.train()
+        with torch.autocast(
+            self.device.type, dtype=_AMP_DTYPES.get(recipe.amp), enabled=recipe.amp != "off"
+        ):
+            logits = self.network(images)
+            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        # Gradients of idle candidates are None, not zero: with zeros, momentum and weight decay
+        # would go on moving them.
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()
+        parallel.average_gradients(self._parameters)
+        self._check_finite()  # the loss of the step before, so that a GPU is never waited for
+        self._last_loss = loss.detach()
+        if recipe.clip_norm:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(
+                [p for p in self._parameters if p.grad is not None], recipe.clip_norm
+            )
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._lr()
+        self._update()
+        self._meter.add(loss.detach(), logits.detach(), labels)
+
+    def _update(self) -> None:
+        if not self._scaler.is_enabled():
+            if self.device.type == "cpu":
+                self._check_finite()  # costs nothing here: stop before the weights are touched
+            self._optimizer.step()
+            return
+        before = self._scaler.get_scale()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._skipped = self._skipped + 1 if self._scaler.get_scale() < before else 0
+        if self._skipped >= MAX_SKIPPED_UPDATES:
+            raise TrainingError(
+                f"{MAX_SKIPPED_UPDATES} updates in a row had gradients that are not finite "
+                f"(step {self.step}); the last checkpoint is from before; lower --lr or use "
+                "--amp bf16"
+            )
+
+    def _check_finite(self) -> None:
+        if self._scaler.is_enabled():
+            return  # fp16 skips such a step and lowers its scale; `_update` counts how often
+        if self._last_loss is not None and not math.isfinite(self._last_loss.item()):
+            raise TrainingError(
+                f"the loss is not finite at step {self.step}; the last checkpoint in "
+                f"{self.run.checkpoints} is from before; lower --lr, or set --clip-norm 5"
+            )
+
+    def _lr(self) -> float:
+        return self.recipe.lr_at(self.step, len(self.loader))
+
+    def _validate(self) -> dict[str, float]:
+        assert self.validate
+        parallel.average_buffers(self.network)
+        metrics = dict(self.validate())
+        self.run.record(self.step, metrics)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        if self.run.is_writer:
+            log.info("epoch %d/%d  %s", self.step // len(self.loader), self.recipe.epochs, shown)
+        return metrics
+
+    def _save(self) -> None:
+        self._check_finite()
+        parallel.average_buffers(self.network)
+        if not self.run.is_writer:
+            return
+        state: dict[str, Any] = {
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "config": dict(self.run.settings.config),
+        }
+        checkpoint.save_checkpoint(self.run.checkpoints, self.step, state)
+
+    def _restore(self) -> None:
+        found = checkpoint.latest_checkpoint(self.run.checkpoints)
+        if found is None:
+            parallel.broadcast_module(self.network)
+            return
+        step, path = found
+        state = checkpoint.load_checkpoint(path)
+        checkpoint.load_weights_into(self.network, state["network"], source=str(path))
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        self.step = step
+        if self.run.is_writer:
+            log.info("continuing %s after step %d of %d", self.run.path, step, self.total_steps)
+
+
+class _Meter:
+    """Running figures of an epoch; sums stay on the device until they are shown."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.text = ""
+        self._reset()
+
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Add a step's loss and hits."""
+        hits = (logits.argmax(dim=1) == labels).sum()
+        count = torch.full((), len(labels), device=self._device)
+        self._sums += torch.stack([loss.float() * len(labels), hits, count]).double()
+
+    def count(self, num_images: int, waited: float) -> None:
+        """Count images and the seconds that the step waited for them."""
+        self._images += num_images
+        self._waited += waited
+
+    def refresh(self) -> None:
+        """Bring the status text up to date."""
+        values = self._values()
+        self.text = (
+            f"loss {values['train/loss']:.3f}  top-1 {values['train/top1']:.3f}  "
+            f"{values['train/images_per_second']:.0f} images/s  "
+            f"data wait {values['train/data_wait']:.0%}"
+        )
+
+    def finish_epoch(self) -> dict[str, float]:
+        """Metrics of the epoch (this rank's loss and top-1), and begin the next."""
+        values = self._values()
+        self._reset()
+        return values
+
+    def _reset(self) -> None:
+        self._sums = torch.zeros(3, dtype=torch.float64, device=self._device)
+        self._begun = time.perf_counter()
+        self._images, self._waited = 0, 0.0
+
+    def _values(self) -> dict[str, float]:
+        loss, hits, count = self._sums.tolist()
+        elapsed = max(time.perf_counter() - self._begun, 1e-9)
+        return {
+            "train/loss": loss / max(count, 1),
+            "train/top1": hits / max(count, 1),
+            "train/images_per_second": self._images / elapsed,
+            "train/data_wait": self._waited / elapsed,
+        }
+
+
+@contextmanager
+def _stop_requests():
+    """An event that SIGTERM and SIGUSR1 set; a second signal acts as it did before."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    signals = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in signals}
+
+    def request(number: int, frame: object) -> None:
+        event.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in signals:
+        signal.signal(number, request)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _seed_dropout(seed: int, step: int, device: torch.device) -> None:
+    """Seed the device's generator, the only stream left, from (seed, step, rank)."""
+    value = (seed * 1_000_003 + step) * 1_009 + parallel.rank()
+    generator = (
+        torch.cuda.default_generators[device.index or 0]
+        if device.type == "cuda"
+        else torch.default_generator
+    )
+    generator.manual_seed(value % 2**63)
+
+
+_AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,0 +1,144 @@
+"""How long, how fast and on what images to train: the recipe, and what suits which data.
+
+Imports `spos.errors` and torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from spos.errors import ConfigError
+
+SCHEDULES = ("linear", "cosine")
+AMP_MODES = ("off", "bf16", "fp16")
+STAGES = ("supernet", "scratch")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that training does to the weights, but for the path and the images.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images of a step over all processes together.
+        lr: learning rate at the start; it falls to 0, at every step.
+        schedule: ``linear`` or ``cosine``.
+        warmup_epochs: epochs over which the learning rate rises from 0 first.
+        momentum: of stochastic gradient descent.
+        weight_decay: on the weights of convolutions and linear layers only.
+        label_smoothing: share of the target spread over all classes.
+        clip_norm: largest norm of the gradient; 0 does not clip.
+        amp: ``off``, ``bf16`` or ``fp16`` autocast.
+        seed: of initialisation, order, augmentation, dropout and paths.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    schedule: str = "linear"
+    warmup_epochs: float = 0.0
+    momentum: float = 0.9
+    weight_decay: float = 4e-5
+    label_smoothing: float = 0.1
+    clip_norm: float = 0.0
+    amp: str = "off"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("epochs", 1, math.inf),
+            ("batch_size", 1, math.inf),
+            ("lr", 0, math.inf),
+            ("warmup_epochs", 0, self.epochs),
+            ("momentum", 0, 1),
+            ("weight_decay", 0, math.inf),
+            ("label_smoothing", 0, 1),
+            ("clip_norm", 0, math.inf),
+        ):
+            if not low <= getattr(self, name) <= high:
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number "
+                    f"between {low} and {high}"
+                )
+        for name, known in (("schedule", SCHEDULES), ("amp", AMP_MODES)):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"--{name} {getattr(self, name)}: expected one of {', '.join(known)}"
+                )
+
+    def replace(self, changes: Mapping[str, Any]) -> Recipe:
+        """This recipe with the fields of ``changes`` that are not None."""
+        return dataclasses.replace(
+            self, **{name: value for name, value in changes.items() if value is not None}
+        )
+
+    def lr_at(self, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of step ``step``, the first being 0."""
+        total = self.epochs * steps_per_epoch
+        warmup = self.warmup_epochs * steps_per_epoch
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        progress = (step - warmup) / max(total - warmup, 1)
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.lr * (1 - progress)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What suits a kind of data: recipes for the two stages and how images are prepared."""
+
+    supernet: Recipe
+    scratch: Recipe
+    augmentation: str
+    image_size: int | None  # None: the size of the images themselves
+    held_out_per_class: int
+    calibration_images: int
+
+
+# The paper's settings hold for ImageNet (Guo et al. 2020, sec. 4.1; the official code): batch 1024,
+# learning rate 0.5 linear to 0, weight decay 4e-5, label smoothing 0.1; 120 epochs of supernet and
+# 240 of the searched network.
+PRESETS: dict[str, Preset] = {
+    "imagenet": Preset(
+        supernet=Recipe(epochs=120, batch_size=1024, lr=0.5),
+        scratch=Recipe(epochs=240, batch_size=1024, lr=0.5),
+        augmentation="paper",
+        image_size=224,
+        held_out_per_class=50,
+        calibration_images=25_600,
+    ),
+    "small": Preset(
+        supernet=Recipe(epochs=200, batch_size=128, lr=0.1, clip_norm=5.0, warmup_epochs=1.0),
+        scratch=Recipe(epochs=200, batch_size=128, lr=0.1, schedule="cosine", warmup_epochs=5.0),
+        augmentation="crop-flip",
+        image_size=None,
+        held_out_per_class=50,
+        calibration_images=2_000,
+    ),
+    "digits": Preset(
+        supernet=Recipe(epochs=20, batch_size=32, lr=0.05, clip_norm=5.0, warmup_epochs=1.0),
+        scratch=Recipe(epochs=12, batch_size=32, lr=0.05, schedule="cosine", warmup_epochs=1.0),
+        augmentation="crop",
+        image_size=32,
+        held_out_per_class=25,
+        calibration_images=500,
+    ),
+}
+
+
+def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict]:
+    """Parameter groups with weight decay on matrices and kernels, none on vectors."""
+    decayed, plain = [], []
+    for parameter in parameters:
+        (decayed if parameter.dim() > 1 else plain).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]

@@ -1,0 +1,210 @@
+"""A run is a folder: its settings, log, metrics and checkpoints.
+
+Imports `spos.errors`, `spos.files`, `spos.training.parallel`, `spos.training.checkpoint` and torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spos.errors import ConfigError
+from spos.files import append_journal, read_journal, read_json, write_journal, write_json
+
+FORMAT_VERSION = 1
+PACKAGES = ("spos", "torch", "torchvision", "nni", "numpy", "nvidia-dali-cuda130")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What ``args.json`` of a run folder says.
+
+    Attributes:
+        stage: ``supernet`` or ``scratch``.
+        config: what the results depend on; a run is only ever continued with the same.
+        runtime: what they do not depend on (device, workers, where the data lie).
+    """
+
+    stage: str
+    config: Mapping[str, Any]
+    runtime: Mapping[str, Any]
+
+
+class RunFolder:
+    """The folder of one run, open for writing.
+
+    Args:
+        path: made if missing. If it holds a run already, that run is continued.
+        settings: of the run.
+        is_writer: false on ranks other than 0, which write nothing.
+
+    Raises:
+        ConfigError: if the folder holds a run with another configuration (the fields that differ
+            are listed) or cannot be written.
+    """
+
+    def __init__(self, path: Path | str, settings: RunSettings, *, is_writer: bool = True) -> None:
+        self.path = Path(path)
+        self.settings = settings
+        self.is_writer = is_writer
+        self.checkpoints = self.path / "checkpoints"
+        self._board = None
+        self._handler: logging.Handler | None = None
+        if (self.path / "args.json").exists():
+            _check_same(read_settings(self.path), settings, self.path)
+        elif is_writer and self.path.is_dir() and any(self.path.iterdir()):
+            raise ConfigError(
+                f"{self.path}: is not empty and not a run folder; give another --run-dir"
+            )
+        if is_writer:
+            self._open()
+
+    def start_metrics(self, step: int) -> None:
+        """Begin to record from ``step`` on; what a killed run recorded beyond it is dropped."""
+        if not self.is_writer:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = self.path / "metrics.jsonl"
+        entries = read_journal(path, error=ConfigError)
+        kept = [entry for entry in entries if entry["step"] <= step]
+        if len(kept) != len(entries):
+            write_journal(path, kept)
+        self._board = SummaryWriter(str(self.path / "tb"), purge_step=step + 1)
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append metrics, named like ``train/loss``, to ``metrics.jsonl`` and TensorBoard."""
+        if not self.is_writer:
+            return
+        entry = {"step": step, "time": round(time.time(), 3), **metrics}
+        append_journal(self.path / "metrics.jsonl", entry)
+        if self._board:
+            for name, value in metrics.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close the log and the TensorBoard file."""
+        if self._board:
+            self._board.close()
+        if self._handler:
+            logging.getLogger("spos").removeHandler(self._handler)
+            self._handler.close()
+
+    def _open(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not (self.path / "args.json").exists():
+                write_settings(self.path, self.settings)
+            self._handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        except OSError as problem:
+            raise ConfigError(
+                f"--run-dir {self.path}: cannot be written ({problem.strerror})"
+            ) from None
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logging.getLogger("spos").addHandler(self._handler)
+
+
+def write_settings(path: Path, settings: RunSettings) -> None:
+    """Write ``args.json`` of a new run folder."""
+    write_json(
+        path / "args.json",
+        {
+            "version": FORMAT_VERSION,
+            "stage": settings.stage,
+            "config": dict(settings.config),
+            "runtime": dict(settings.runtime),
+            "environment": _environment(),
+        },
+    )
+
+
+def read_settings(path: Path | str, *, stage: str | None = None) -> RunSettings:
+    """Read ``args.json`` of a run folder.
+
+    Raises:
+        ConfigError: if there is none, it is malformed, or the run is of another stage.
+    """
+    file = Path(path) / "args.json"
+    if not file.exists():
+        hint = f"; run `python {stage}.py --run-dir {path}` first" if stage else ""
+        raise ConfigError(f"{path}: is not a run folder (it has no args.json){hint}")
+    value = read_json(file, error=ConfigError)
+    if not isinstance(value, dict) or value.get("version") != FORMAT_VERSION:
+        raise ConfigError(f"{file}: is not the settings of a run, version {FORMAT_VERSION}")
+    found, config, runtime = value.get("stage"), value.get("config"), value.get("runtime")
+    if not isinstance(config, dict) or not isinstance(runtime, dict):
+        raise ConfigError(f'{file}: "config" and "runtime" must be objects')
+    if stage and found != stage:
+        raise ConfigError(f"{path}: is the run of {found}.py, expected one of {stage}.py")
+    return RunSettings(str(found), config, runtime)
+
+
+def show_log() -> None:
+    """Print the package's log messages on standard error."""
+    logger = logging.getLogger("spos")
+    logger.setLevel(logging.INFO)
+    if not any(type(handler) is logging.StreamHandler for handler in logger.handlers):
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+
+
+def _check_same(old: RunSettings, new: RunSettings, path: Path) -> None:
+    if old.stage != new.stage:
+        raise ConfigError(
+            f"{path}: holds a run of {old.stage}.py; give {new.stage}.py another --run-dir"
+        )
+    names = sorted({*old.config, *new.config})
+    changed = [
+        f"{name} was {old.config.get(name)!r}, now {new.config.get(name)!r}"
+        for name in names
+        if old.config.get(name) != new.config.get(name)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{path}: holds a run with other settings ({'; '.join(changed)}); repeat the command "
+            "with the old ones to continue it, or give another --run-dir"
+        )
+
+
+def _environment() -> dict[str, Any]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": _commit(),
+        "devices": [
+            torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())
+        ],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
