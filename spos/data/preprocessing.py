@@ -1,0 +1,66 @@
+"""From uint8 batches to what a network is fed, on the device where the batch is.
+
+Imports only torch, `spos.errors` and the names of the resize rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from spos.data.augmentation import RESIZE_RULES
+from spos.errors import ConfigError
+
+_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, 0..1
+_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pixels are presented to a network.
+
+    Attributes:
+        name: ``"standard"`` (RGB, ImageNet's mean and standard deviation) or ``"spos"`` (BGR, 0 to
+            255, as the official code and its weights have it). It decides the resizing of
+            evaluation views too (`spos.data.augmentation`).
+
+    Raises:
+        ConfigError: if the name is unknown.
+    """
+
+    name: str = "standard"
+
+    def __post_init__(self) -> None:
+        if self.name not in RESIZE_RULES:
+            raise ConfigError(
+                f"preprocessing {self.name!r} is unknown; choose one of {', '.join(RESIZE_RULES)}"
+            )
+
+    def apply(
+        self,
+        images: torch.Tensor,
+        *,
+        channels_last: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> torch.Tensor:
+        """Turn uint8 RGB images (N, 3, H, W) into the network's input, same shape and device.
+
+        Args:
+            images: as a loader yields them.
+            channels_last: memory format of the result.
+            dtype: of the result; the arithmetic is float32.
+        """
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        if self.name == "spos":
+            return images.flip(1).to(dtype=dtype, memory_format=memory_format)
+        scale, offset = _normalisation(images.device)
+        pixels = images.to(dtype=torch.float32, memory_format=memory_format)
+        return pixels.mul_(scale).add_(offset).to(dtype)
+
+
+def _normalisation(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and offset, each (3, 1, 1), equal to dividing by 255 and standardising."""
+    mean = torch.tensor(_MEAN, dtype=torch.float64).view(3, 1, 1)
+    std = torch.tensor(_STD, dtype=torch.float64).view(3, 1, 1)
+    return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)

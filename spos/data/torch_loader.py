@@ -1,0 +1,120 @@
+"""The loader on Pillow and torchvision's rules, with worker processes.
+
+Imports torch and the other modules of this package.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+
+from spos.data.augmentation import View, ViewRule, draw_view
+from spos.data.decode import BadImage, decode_rgb, read_encoded
+from spos.data.folder import ImageSet
+from spos.data.schedule import Schedule, count_batches
+from spos.data.workers import BatchWorkers
+
+
+class TorchLoader:
+    """Decodes and augments with Pillow; the `Loader` for machines without a spare GPU.
+
+    Args:
+        images: what to load.
+        rule: how views are drawn.
+        schedule: which images make up which batch.
+        num_workers: processes that decode; 0 decodes in this one.
+        device: where batches are delivered.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        *,
+        rule: ViewRule,
+        schedule: Schedule,
+        num_workers: int,
+        device: torch.device,
+    ) -> None:
+        self._schedule = schedule
+        self._device = device
+        self._workers = BatchWorkers(
+            _make_batches(images, rule),
+            schedule=schedule,
+            num_workers=num_workers,
+            pin_memory=device.type == "cuda",
+        )
+
+    def __len__(self) -> int:
+        return count_batches(self._schedule)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """See `spos.data.loader.Loader.epoch`."""
+        for pixels, labels in self._workers.epoch(epoch, start):
+            images = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+            yield images, labels.to(self._device, non_blocking=True)  # images (N, 3, H, W)
+
+    def close(self) -> None:
+        """Stop the worker processes."""
+        self._workers.close()
+
+
+def render_view(image: Image.Image, view: View, *, image_size: int, antialias: bool) -> np.ndarray:
+    """Carry out a view of an RGB image with Pillow: uint8 (H, W, 3), both ``image_size``."""
+    left, top, width, height = view.box
+    if view.box != (0, 0, *image.size):
+        image = image.crop((left, top, left + width, top + height))
+    image = _resize(image, view.resized, antialias=antialias)
+    if view.window != (0, 0) or view.resized != (image_size, image_size):
+        left, top = view.window
+        image = image.crop((left, top, left + image_size, top + image_size))  # black outside
+    if view.flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    brightness, contrast, saturation = view.jitter
+    if view.jitter != (1.0, 1.0, 1.0):  # as torchvision's adjust_brightness and its siblings
+        image = ImageEnhance.Brightness(image).enhance(brightness)
+        image = ImageEnhance.Contrast(image).enhance(contrast)
+        image = ImageEnhance.Color(image).enhance(saturation)
+    return np.asarray(image)
+
+
+def _resize(image: Image.Image, size: tuple[int, int], *, antialias: bool) -> Image.Image:
+    if image.size == size:
+        return image
+    if antialias:
+        return image.resize(size, Image.Resampling.BILINEAR)
+    # Pillow always averages when it makes images smaller; OpenCV takes the four nearest pixels.
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(pixels, size[::-1], mode="bilinear")
+    return Image.fromarray(resized[0].permute(1, 2, 0).contiguous().numpy())
+
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def _make_batches(
+    images: ImageSet, rule: ViewRule
+) -> Callable[[int, np.ndarray], Batch | BadImage]:
+    # Arrays, not tuples: counting references to strings would copy their pages into every worker.
+    paths = np.array([os.fsencode(f"{images.root}/{path}") for path in images.paths])
+    labels = np.array(images.labels, np.int64)
+
+    def make(epoch: int, indices: np.ndarray) -> Batch | BadImage:
+        pixels = np.empty((len(indices), rule.image_size, rule.image_size, 3), np.uint8)
+        for row, index in enumerate(indices.tolist()):
+            path = os.fsdecode(paths.item(index))
+            encoded = read_encoded(path)
+            image = encoded if isinstance(encoded, BadImage) else decode_rgb(encoded, path=path)
+            if isinstance(image, BadImage):
+                return image
+            width, height = image.size
+            view = draw_view(rule, epoch=epoch, index=index, width=width, height=height)
+            pixels[row] = render_view(
+                image, view, image_size=rule.image_size, antialias=rule.antialias
+            )
+        return torch.from_numpy(pixels), torch.from_numpy(labels[indices])
+
+    return make

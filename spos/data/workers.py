@@ -1,0 +1,104 @@
+"""Batches prepared by worker processes, or in this one: the part both loaders share.
+
+Imports torch and the decoding and scheduling of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from spos.data.decode import BadImage
+from spos.data.schedule import Schedule, epoch_batches
+
+T = TypeVar("T")
+
+
+class BatchWorkers(Generic[T]):
+    """Calls ``make(epoch, indices)`` for every batch of an epoch, ahead of time and in order.
+
+    With ``num_workers`` 0 in this process, else in that many processes, which live until `close`
+    (or until this object is collected) and exit by themselves if this process dies. Nothing of
+    torch's global random state is used.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int, np.ndarray], T | BadImage],
+        *,
+        schedule: Schedule,
+        num_workers: int,
+        pin_memory: bool,
+    ) -> None:
+        self._batches = _EpochBatches(schedule)
+        self._turn = 0
+        self._iterator: Iterator[Any] = iter(())
+        self._loader: DataLoader[Any] | None = DataLoader(
+            _Batches(make),
+            sampler=self._batches,
+            batch_size=None,  # the sampler's items are whole batches
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            # Forked workers share the list of files, and need no importable main module.
+            multiprocessing_context="fork" if num_workers > 0 else None,
+            pin_memory=pin_memory,
+            generator=torch.Generator(),  # or it would draw from the global one
+        )
+
+    def epoch(self, epoch: int, start: int) -> Iterator[T]:
+        """What ``make`` returns for batches ``start``, ``start + 1``, ... of ``epoch``.
+
+        One epoch at a time: beginning another ends this one.
+
+        Raises:
+            DataError: where ``make`` returned a `BadImage`.
+        """
+        assert self._loader is not None, "the loader has been closed"
+        self._turn += 1
+        turn = self._turn
+        self._batches.choose(epoch, start)
+        self._iterator = iter(self._loader)
+        while (result := next(self._iterator, None)) is not None:
+            if isinstance(result, BadImage):
+                raise result.error()
+            yield result
+            assert turn == self._turn, "another epoch of this loader has begun"
+
+    def close(self) -> None:
+        """Stop the worker processes; calling it again does nothing."""
+        self._turn += 1
+        self._loader = None
+        self._iterator = iter(())  # torch's own, no longer referred to, stops the workers
+
+
+class _Batches(Dataset[Any]):
+    def __init__(self, make: Callable[[int, np.ndarray], Any]) -> None:
+        self._make = make
+
+    def __getitem__(self, index: Any) -> Any:
+        epoch, indices = index
+        return self._make(epoch, indices)
+
+
+class _EpochBatches:
+    """The sampler: (epoch, indices) for every batch of the epoch chosen last."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._epoch, self._start = 0, 0
+
+    def choose(self, epoch: int, start: int) -> None:
+        self._epoch, self._start = epoch, start
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        batches = epoch_batches(self._schedule, epoch=self._epoch, start=self._start)
+        return ((self._epoch, indices) for indices in batches)
+
+
+def _as_it_is(batch: T) -> T:
+    return batch
