@@ -93,7 +93,7 @@ class SearchSpec:
         """
         if arch.space != self.space:
             raise ArchitectureError(
-                f"{source}: is an architecture of the search space {arch.space!r}, "
+                f"{source}: is an architecture of the search space {_shorten(arch.space)}, "
                 f"expected {self.space!r}"
             )
         self.check(arch.choices, source=source)

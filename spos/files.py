@@ -9,8 +9,10 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +20,7 @@ from typing import IO, Any
 from spos.errors import SposError
 
 MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_DEPTH = 100  # Python's own limit differs by version and by who calls
 
 
 @contextlib.contextmanager
@@ -55,7 +58,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def parse_json(text: str | bytes, *, source: str, error: type[SposError] = SposError) -> Any:
-    """Parse strict JSON: no repeated keys, no NaN, no endless nesting or digits.
+    """Parse strict JSON: no repeated keys, no NaN or infinity, no endless nesting or digits.
 
     Raises:
         error: with ``source`` (a path or a description) and what was wrong.
@@ -63,10 +66,18 @@ def parse_json(text: str | bytes, *, source: str, error: type[SposError] = SposE
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        value = json.loads(
+            text,
+            object_pairs_hook=_unique_keys,
+            parse_int=_short_int,
+            parse_float=_finite_float,
+            parse_constant=_finite_float,
+        )
+        _refuse_deep(value)
     except (ValueError, RecursionError) as problem:
         reason = "nested too deeply" if isinstance(problem, RecursionError) else problem
         raise error(f"{source}: not valid JSON ({reason})") from None
+    return value
 
 
 def read_json(
@@ -128,12 +139,15 @@ def read_journal(path: Path | str, *, error: type[SposError] = SposError) -> lis
     """Entries of a journal, oldest first; a last line cut by a crash is ignored.
 
     Raises:
-        error: if a complete line is not JSON. A missing file is an empty journal.
+        error: if it cannot be read or a complete line is not JSON. A missing file is an empty
+            journal.
     """
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
         return []
+    except OSError as problem:
+        raise error(f"{path}: cannot be read ({problem.strerror or problem})") from None
     lines = data.split(b"\n")[:-1]
     return [
         parse_json(line, source=f"{path}, line {number}", error=error)
@@ -164,13 +178,35 @@ def _sync_folder(folder: Path) -> None:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        repeated = sorted(key for key in value if sum(key == other for other, _ in pairs) > 1)
-        raise ValueError(f"key {repeated[0]!r} is given twice")
+        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"key {repeated[:80]!r} is given twice")
     return value
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
+def _short_int(text: str) -> int:
+    if len(text) > 50:  # more than 128 bits, the state of a random generator, never has
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is not a finite number")
+    return number
+
+
+def _refuse_deep(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [
+            item
+            for each in level
+            if isinstance(each, (dict, list))
+            for item in (each.values() if isinstance(each, dict) else each)
+        ]
+    if level:
+        raise ValueError(f"nested more than {MAX_JSON_DEPTH} deep")
 
 
 def _drop_partial_line(file: IO[bytes]) -> None:

@@ -5,6 +5,7 @@ Imports `spos.architecture`, `spos.errors`, `spos.files`; never torch.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spos.architecture import Candidate, Choices, SearchSpec
+from spos.architecture import Choices, SearchSpec
 from spos.errors import ConstraintError, SposError
 from spos.files import read_json, write_json
 
@@ -102,10 +103,11 @@ class CostTable:
             ConstraintError: if the file is missing or not a cost table.
         """
         value = read_json(path, error=ConstraintError)
-        if not isinstance(value, dict) or value.get("version") != FORMAT_VERSION:
+        version = value.get("version") if isinstance(value, dict) else None
+        if type(version) is not int or version != FORMAT_VERSION:
             raise ConstraintError(f"{path}: is not a cost table of version {FORMAT_VERSION}")
         try:
-            spec = SearchSpec(value["space"], value["options"], _candidates(value["choices"]))
+            spec = _spec(value["space"], value["options"], value["choices"])
             fixed = {str(metric): _number(cost) for metric, cost in value["fixed"].items()}
             terms = [_term(entry, spec, fixed) for entry in value["terms"]]
         except (KeyError, TypeError, AttributeError, ValueError) as problem:
@@ -171,17 +173,16 @@ def parse_quantity(value: Any, *, source: str) -> float:
     Raises:
         ConstraintError: if it is none of these.
     """
-    if type(value) in (int, float) and math.isfinite(value):
-        return value
-    if isinstance(value, str):
-        text = value.strip().replace(",", "").replace("_", "")
-        scale = {"K": 10**3, "M": 10**6, "G": 10**9}.get(text[-1:].upper(), 1)
-        try:
-            number = float(text[:-1] if scale > 1 else text) * scale
-        except ValueError:
-            number = math.nan
-        if math.isfinite(number):
-            return int(number) if number == int(number) else number
+    number = math.nan
+    if type(value) in (int, float):
+        number = value
+    elif isinstance(value, str):
+        text = value.strip()
+        exponent = {"K": "e3", "M": "e6", "G": "e9"}.get(text[-1:].upper(), "")
+        with contextlib.suppress(ValueError):  # a factor instead of an exponent would round
+            number = float(text[:-1].rstrip() + exponent if exponent else text)
+    if -1e300 < number < 1e300:  # neither NaN nor infinity nor an int that overflows
+        return int(number) if number == int(number) else number
     raise ConstraintError(f"{source}: expected a number such as 330e6 or 330M, found {value!r}")
 
 
@@ -199,19 +200,26 @@ def parse_constraints(value: Any, *, source: str = "constraints") -> tuple[Const
     for metric, bounds in value.items():
         where = f"{source}: {metric}"
         pair = bounds if isinstance(bounds, (list, tuple)) else [None, bounds]
-        if len(pair) != 2:
+        if len(pair) != 2 or (pair[0] is None and pair[1] is None):
             raise ConstraintError(f"{where}: expected [low, high] or a bound, found {bounds!r}")
         low = -math.inf if pair[0] is None else parse_quantity(pair[0], source=where)
         high = math.inf if pair[1] is None else parse_quantity(pair[1], source=where)
+        if low > high:
+            raise ConstraintError(f"{where}: the low bound {low:,} exceeds the high one {high:,}")
         constraints.append(Constraint(str(metric), low, high))
     return tuple(constraints)
 
 
-def _candidates(value: Mapping[str, Any]) -> dict[str, tuple[Candidate, ...]]:
-    for label, candidates in value.items():
-        if not candidates or any(type(each) not in (str, int) for each in candidates):
-            raise TypeError(f"choices of {label!r}")
-    return {label: tuple(candidates) for label, candidates in value.items()}
+def _spec(space: Any, options: Any, choices: Mapping[str, Any]) -> SearchSpec:
+    if not isinstance(space, str) or not isinstance(options, dict):
+        raise TypeError(f"the space is {space!r} and its options are {options!r}")
+    for label, candidates in choices.items():
+        names = candidates if isinstance(candidates, list) else []
+        if not names or any(type(each) not in (str, int) for each in names):
+            raise TypeError(f"the candidates of {label!r} are {candidates!r}")
+        if len(set(names)) != len(names):
+            raise ValueError(f"a candidate of {label!r} is given twice")
+    return SearchSpec(space, options, choices)
 
 
 def _number(value: Any) -> float:
@@ -221,9 +229,11 @@ def _number(value: Any) -> float:
 
 
 def _term(entry: Mapping[str, Any], spec: SearchSpec, fixed: Mapping[str, float]) -> Term:
-    labels = tuple(entry["labels"])
+    labels = tuple(dict.fromkeys(entry["labels"]))
+    if not labels or list(labels) != entry["labels"]:
+        raise ValueError(f"{entry['labels']!r} is not a list of labels")
     size = math.prod(len(spec.choices[label]) for label in labels)
     costs = {metric: tuple(_number(cost) for cost in entry["costs"][metric]) for metric in fixed}
-    if not labels or any(len(column) != size for column in costs.values()):
+    if any(len(column) != size for column in costs.values()):
         raise ValueError(f"the term of {labels} does not have {size} costs")
     return Term(labels, costs)
