@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from spos.data.folder import open_data, scan_folder
+from spos.data.folder import DataFolder, open_data, scan_folder
 from spos.data.split import make_split, save_split
 from spos.errors import ConfigError, DataError
 from spos.files import lock_file
