@@ -302,6 +302,7 @@ class Evolution:
                 break
             self._add(genes)
         self._is_exhausted = len(self._candidates) == before
+        self.round -= self._is_exhausted  # a round without candidates is none
 
     def _add_children(self, count: int, make: Any, parents: list[Genes], generator: Any) -> None:
         """Add up to ``count`` new, feasible children; not every try succeeds."""

@@ -1,0 +1,186 @@
+"""A search and its files: what a result says, what becomes of it, what is kept on disk.
+
+Imports `spos.architecture`, `spos.errors`, `spos.files` and the searcher; never torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from spos.architecture import Architecture, Choices, SearchSpec
+from spos.errors import ArchitectureError, SearchError
+from spos.files import read_json, write_text
+from spos.search.evolution import Evolution
+from spos.search.results import Entry, append_entry, read_entries, save_best, save_round
+
+STATE_VERSION = 1
+
+_logger = logging.getLogger("nni.spos.search")  # below "nni", so that it reaches dispatcher.log
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a trial's final metric says.
+
+    Attributes:
+        choices: the architecture that was evaluated; None if that is not known.
+        score: None for a failure.
+        metrics: the other numbers.
+        failure: why there is no score.
+    """
+
+    choices: Choices | None
+    score: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    failure: str | None = None
+
+
+def read_result(value: Any, spec: SearchSpec, *, expected: Choices | None) -> Result:
+    """The meaning of a final metric: a score, or a dict with ``default``, ``arch``, ``error``.
+
+    Args:
+        value: the metric.
+        spec: the search space.
+        expected: the architecture that the trial was to evaluate, for metrics without ``arch``.
+    """
+    value = value if isinstance(value, Mapping) else {"default": value}
+    choices, score, failure = expected, value.get("default"), None
+    if "arch" in value:
+        try:
+            choices = spec.check(value["arch"], source="a trial's result")
+        except ArchitectureError as problem:
+            failure = str(problem)
+    if "error" in value:
+        error = value["error"]
+        failure = str(error.get("reason") if isinstance(error, Mapping) else error)
+    elif failure is None and not _is_finite(score):
+        failure = f"the trial reported the score {score!r}"
+    if failure is not None:
+        return Result(choices, failure=failure)
+    metrics = {name: each for name, each in value.items() if name != "default" and _is_finite(each)}
+    return Result(choices, score, metrics)
+
+
+class SearchRecord:
+    """Tells the searcher results and writes what is settled (see `spos.search.results`).
+
+    Args:
+        search: the searcher.
+        folder: of `search.jsonl` and `checkpoints`.
+        state_path: file of the state that a later process continues from.
+    """
+
+    def __init__(self, search: Evolution, *, folder: Path, state_path: Path) -> None:
+        self.search = search
+        self.spec = search.space.spec
+        self._folder, self._state_path = folder, state_path
+        self._metrics: dict[str, Mapping[str, float]] = {}  # by architecture id
+        self._num_saved_rounds = 0
+
+    def settle(
+        self, result: Result, *, trial: str | None = None, seconds: float | None = None
+    ) -> None:
+        """Tell the search, and keep the candidate if that settled it."""
+        if result.choices is None:
+            _logger.warning("a result without a known architecture is left out (trial %s)", trial)
+            return
+        if result.failure is not None:
+            _logger.warning("trial %s failed: %s", trial, result.failure)
+        if self.search.tell(result.choices, result.score):
+            self._write(result, trial, seconds)
+
+    def lose_running(self) -> None:
+        """No candidate is being evaluated any more, whatever the search believes."""
+        failure = "its trial ended without a result"
+        for choices in self.search.running:
+            _logger.warning(
+                "nobody evaluates candidate %s any more", self._architecture(choices).id
+            )
+            if self.search.lose(choices):
+                self._write(Result(choices, failure=failure), None, None)
+
+    def save(self, problem: str | None) -> None:
+        """Write the state, and the best architectures of the rounds completed since."""
+        search = self.search
+        while self._num_saved_rounds < search.num_completed_rounds:
+            self._num_saved_rounds += 1
+            ranking = search.ranking(last_round=self._num_saved_rounds)
+            best = [self._architecture(each.choices) for each in ranking]
+            save_round(self._folder, self._num_saved_rounds, best[: search.settings.num_parents])
+        state = {"version": STATE_VERSION, "problem": problem, "search": search.state()}
+        write_text(self._state_path, json.dumps(state, allow_nan=False))
+
+    def load(self) -> None:
+        """Continue from the files.
+
+        Raises:
+            SearchError: if they are damaged or of another search.
+        """
+        if self._state_path.exists():
+            state = read_json(self._state_path, error=SearchError)
+            if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
+                raise SearchError(
+                    f"{self._state_path}: is not the state of a search, version {STATE_VERSION}"
+                )
+            self.search.load_state(state["search"])
+        else:
+            _logger.warning("%s is not there: the search starts anew", self._state_path)
+        # The journal is written first: a crash between the two leaves a candidate in it alone.
+        for entry in read_entries(self._folder):
+            self._metrics[entry.id] = entry.metrics
+            if entry.score is not None:
+                self.search.tell(entry.choices, entry.score)
+            else:
+                self.search.lose(entry.choices)
+        self._save_best()
+
+    def _write(self, result: Result, trial: str | None, seconds: float | None) -> None:
+        arch = self.spec.architecture(result.choices)
+        metrics = {**self.search.space.table.costs(arch.choices), **result.metrics}
+        self._metrics[arch.id] = metrics
+        entry = Entry(
+            round=self.search.round_of(arch.choices),
+            id=arch.id,
+            choices=dict(arch.choices),
+            score=result.score,
+            metrics=metrics,
+            failure=result.failure,
+            trial=trial,
+            seconds=seconds,
+            time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        append_entry(self._folder, entry)
+        self._save_best()
+
+    def _save_best(self) -> None:
+        ranking = self.search.ranking()
+        if ranking:
+            save_best(self._folder, self._architecture(ranking[0].choices))
+
+    def _architecture(self, choices: Choices) -> Architecture:
+        arch = self.spec.architecture(choices)
+        return self.spec.architecture(choices, metrics=self._metrics.get(arch.id))
+
+
+def read_problem(state_path: Path) -> str | None:
+    """Why a search stopped before its end, from its state; None if it did not.
+
+    Raises:
+        SearchError: if the state is there but damaged.
+    """
+    if not state_path.exists():
+        return None
+    state = read_json(state_path, error=SearchError)
+    return state.get("problem") if isinstance(state, dict) else None
+
+
+def _is_finite(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)

@@ -1,0 +1,107 @@
+"""What a search writes and what is read back: `search.jsonl`, the best architectures, its state.
+
+Imports `spos.architecture`, `spos.errors`, `spos.files`; never torch.
+
+A search's folder is the NNI tuner's working directory (``$HOME/nni-experiments/$EXP_ID/log``):
+
+    search.jsonl                    one line for each settled candidate, oldest first
+    checkpoints/best.json           the best architecture so far
+    checkpoints/round_001/01_*.json the best architectures when all of rounds 1 to 1 was settled
+    ../checkpoint/search.json       the state that `nnictl resume` continues from
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from spos.architecture import Architecture, Candidate, save_architecture
+from spos.errors import SearchError
+from spos.files import append_journal, read_journal
+
+JOURNAL = "search.jsonl"
+BEST = "checkpoints/best.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One settled candidate, as a line of `search.jsonl`.
+
+    Attributes:
+        round: the round it was bred in; 0 for one that came from outside the search.
+        id: the architecture's id, as in file names.
+        choices: label -> candidate.
+        score: what the search maximizes; None if the candidate failed.
+        metrics: everything the trial reported and what the cost table says (``macs``, ``params``).
+        failure: why there is no score; None if there is one.
+        trial: NNI's id of the trial, which names its folder; None where NNI does not say.
+        seconds: from handing the candidate out to its result; None across a resume.
+        time: when it was settled, UTC, ISO 8601.
+    """
+
+    round: int
+    id: str
+    choices: Mapping[str, Candidate]
+    score: float | None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    failure: str | None = None
+    trial: str | None = None
+    seconds: float | None = None
+    time: str = ""
+
+
+_NAMES = {each.name for each in fields(Entry)}
+
+
+def append_entry(folder: Path, entry: Entry) -> None:
+    """Add a settled candidate to the folder's `search.jsonl`."""
+    append_journal(folder / JOURNAL, asdict(entry))
+
+
+def read_entries(folder: Path) -> list[Entry]:
+    """The settled candidates of a search, oldest first; of several lines of one, the last counts.
+
+    Raises:
+        SearchError: if a line is not an `Entry`.
+    """
+    path = folder / JOURNAL
+    entries: dict[str, Entry] = {}
+    for number, line in enumerate(read_journal(path, error=SearchError), start=1):
+        entry = _parse_entry(line)
+        if entry is None:
+            raise SearchError(f"{path}, line {number}: is not a line that a search wrote")
+        entries[entry.id] = entry
+    return list(entries.values())
+
+
+def save_best(folder: Path, arch: Architecture) -> None:
+    """Write the best architecture so far."""
+    path = folder / BEST
+    path.parent.mkdir(exist_ok=True)
+    save_architecture(path, arch)
+
+
+def save_round(folder: Path, number: int, architectures: Sequence[Architecture]) -> None:
+    """Write the best architectures at the end of a round, best first; never half of them."""
+    target = folder / "checkpoints" / f"round_{number:03d}"
+    if target.exists():
+        return
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for rank, arch in enumerate(architectures, start=1):
+        save_architecture(temporary / f"{rank:02d}_{arch.id}.json", arch)
+    os.replace(temporary, target)
+
+
+def _parse_entry(line: Any) -> Entry | None:
+    if not isinstance(line, dict) or not {"round", "id", "choices", "score"} <= line.keys():
+        return None
+    has_types = isinstance(line["id"], str) and isinstance(line["choices"], dict)
+    if not has_types or not (line["score"] is None or type(line["score"]) in (int, float)):
+        return None
+    return Entry(**{name: value for name, value in line.items() if name in _NAMES})

@@ -1,0 +1,295 @@
+"""The NNI tuner around `Evolution`: hands out candidates, keeps what came of them on disk.
+
+Imports NNI and the rest of the search; never torch (the tuner must start within ten seconds).
+
+NNI 3.0 asks for care, and gets it here:
+
+- An exception in a tuner leaves the experiment RUNNING and idle for ever. No method raises; a
+  problem ends the experiment with status ERROR and is in ``log/dispatcher.log``.
+- Results are known by the ``arch`` inside them, else by our own map of parameter ids, never by
+  NNI's rows: it may pair a score with another architecture.
+- A trial that dies without a word is known only by a parameter id that may be another trial's,
+  unless our preload pairs them (`PAIRED_VARIABLE`). Otherwise it is only counted, and what is
+  missing at the end, when no trial runs any more, is tried again then.
+- Requests that cannot be answered are kept and answered later, so that no slot is lost.
+- The experiment is DONE only by reaching ``maxTrialNumber``: when the search has finished, that
+  number is lowered to the number of trials so far, as ``nnictl update trialnum`` does.
+- NNI never saves a tuner's state: it is saved after every event.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nni.tuner import Tuner
+
+from spos.architecture import Choices
+from spos.errors import SearchError, SposError
+from spos.search.arguments import ExperimentPaths, build_evolution
+from spos.search.feasible import check_search_space
+from spos.search.nni_server import ACTIVE, NniServer
+from spos.search.record import Result, SearchRecord, read_result
+
+PAIRED_VARIABLE = "SPOS_PAIRED_TRIALS"  # "1" where the preload gives each trial its own parameters
+STATE_FILE = "search.json"
+POLL_SECONDS = 2.0
+QUIET_POLLS = 3  # so many polls without a running trial: what is missing is lost
+MAX_UNANSWERED = 30  # requests to NNI's server in a row
+
+_logger = logging.getLogger("nni.spos.tuner")  # below "nni", so that it reaches dispatcher.log
+
+
+@dataclass(frozen=True)
+class _Issued:
+    """A candidate that a parameter id stands for in this session."""
+
+    choices: Choices
+    began: float
+
+
+class EvolutionTuner(Tuner):
+    """Evolutionary search for ``nnictl create`` (see ``config_search.yml``).
+
+    Args:
+        population: candidates of a round.
+        rounds: number of rounds, the random first one included.
+        num_parents: best candidates so far to breed from; by default a fifth of the population.
+        num_mutations: mutated children of a round; by default half of the population.
+        num_crossovers: crossed children of a round; by default half of the population.
+        mutation_probability: of drawing a choice anew.
+        seed: of every random draw.
+        constraints: metric of the cost table -> ``[low, high]`` or an upper bound, such as
+            ``{macs: [0, 330M]}``.
+        cost_table: path of the cost table, relative to ``codeDirectory``; by default ``cost.json``
+            beside the search-space file.
+
+    Raises:
+        SposError: if an argument is wrong or a constraint cannot be met.
+    """
+
+    def __init__(
+        self,
+        population: int = 50,
+        rounds: int = 20,
+        num_parents: int | None = None,
+        num_mutations: int | None = None,
+        num_crossovers: int | None = None,
+        mutation_probability: float = 0.1,
+        seed: int = 0,
+        constraints: Mapping[str, Any] | None = None,
+        cost_table: str | None = None,
+    ) -> None:
+        super().__init__()
+        search = build_evolution(
+            ExperimentPaths.of_dispatcher(sys.argv),
+            population=population,
+            rounds=rounds,
+            num_parents=num_parents,
+            num_mutations=num_mutations,
+            num_crossovers=num_crossovers,
+            mutation_probability=mutation_probability,
+            seed=seed,
+            constraints=constraints,
+            cost_table=cost_table,
+        )
+        state_path = Path(os.environ.get("NNI_CHECKPOINT_DIRECTORY", ".")) / STATE_FILE
+        self._record = SearchRecord(search, folder=Path.cwd(), state_path=state_path)
+        self._search, self._spec = search, search.space.spec
+        self._is_paired = os.environ.get(PAIRED_VARIABLE) == "1"
+        self._lock = threading.RLock()  # NNI calls trial_end from a thread of its own
+        self._issued: dict[int, _Issued] = {}
+        self._reported: set[int] = set()  # ids with a result
+        self._ended: set[int] = set()  # ids whose trial has ended
+        self._num_lost = 0
+        self._idle: deque[int] = deque()  # ids that NNI asked for when there was nothing to give
+        self._send: Callable[[int, Choices], None] | None = None
+        self._num_events = 0
+        self._problem: str | None = None
+        self._is_problem_sent = False
+        self._closing: threading.Thread | None = None
+
+    # -- what NNI calls ------------------------------------------------------------------------
+
+    def update_search_space(self, search_space: Any) -> None:
+        """Check that the experiment's search space is the one that costs are known for."""
+        with self._event():
+            check_search_space(search_space, self._spec, source="the experiment's search space")
+
+    def generate_multiple_parameters(
+        self,
+        parameter_id_list: Sequence[int],
+        st_callback: Callable[[int, Choices], None] | None = None,
+        **_: Any,
+    ) -> list[Choices]:
+        """The next candidates, one for each id; fewer if there is nothing to hand out now."""
+        handed_out: list[Choices] = []
+        with self._event():
+            self._send = st_callback or self._send
+            self._judge_ended()
+            for parameter_id in parameter_id_list:
+                choices = self._hand_out(parameter_id)
+                if choices is None:
+                    self._idle.append(parameter_id)
+                else:
+                    handed_out.append(choices)
+        return handed_out
+
+    def receive_trial_result(
+        self, parameter_id: int, parameters: Any, value: Any, **kwargs: Any
+    ) -> None:
+        """Take a trial's final result; ``parameters`` is not looked at (NNI may blank it)."""
+        with self._event():
+            self._reported.add(parameter_id)
+            issued = self._issued.get(parameter_id)
+            expected = issued.choices if issued else None
+            self._record.settle(
+                read_result(value, self._spec, expected=expected),
+                trial=kwargs.get("trial_job_id"),
+                seconds=round(time.monotonic() - issued.began, 3) if issued else None,
+            )
+
+    def trial_end(self, parameter_id: int, success: bool, **_: Any) -> None:
+        """Note that a trial ended; whether it reported is judged when NNI asks for the next.
+
+        The result, if there is one, was sent before and is handled by another thread.
+        """
+        with self._event():
+            if parameter_id in self._issued:
+                self._ended.add(parameter_id)
+
+    def import_data(self, data: Sequence[Mapping[str, Any]]) -> None:
+        """Take results of trials that ended before, or were running at, a stop.
+
+        Entries of ended trials (they have ``trialJobId``) may be paired with other parameters, so
+        only the ``arch`` in their value counts; those of trials that NNI ran again are right.
+        """
+        with self._event():
+            for entry in data:
+                is_old = "trialJobId" in entry
+                expected = None if is_old else entry.get("parameter")
+                result = read_result(entry.get("value"), self._spec, expected=expected)
+                # Of an ended trial only a score counts: its failure was dealt with when it ended.
+                if result.score is not None or not is_old:
+                    self._record.settle(result, trial=entry.get("trialJobId"))
+
+    def load_checkpoint(self) -> None:
+        """Continue the search (``nnictl resume``)."""
+        with self._event():
+            self._record.load()
+            _logger.info("the search continues in round %d", self._search.round)
+
+    def save_checkpoint(self) -> None:
+        """Nothing to do: the state is saved after every event."""
+
+    # -- events --------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _event(self) -> Iterator[None]:
+        """One event: under the lock, followed by its consequences, never raising."""
+        with self._lock:
+            self._num_events += 1
+            try:
+                yield
+                self._follow_up()
+            except Exception as problem:  # whatever escaped would leave NNI idle for ever
+                is_known = isinstance(problem, SposError)
+                _logger.error("the search stops", exc_info=not is_known)
+                text = str(problem) if is_known else f"{type(problem).__name__}: {problem}"
+                self._problem = self._problem or text
+            self._send_problem()
+
+    def _follow_up(self) -> None:
+        search = self._search
+        if search.is_stopped and self._problem is None:
+            self._problem = (
+                f"{search.failures_in_a_row} evaluations failed in a row; look into search.jsonl "
+                "and the trials' stderr, mend the cause, then continue with "
+                "`python -m spos search resume`"
+            )
+        answers: list[tuple[int, Choices]] = []
+        while self._idle and (choices := self._hand_out(self._idle[0])) is not None:
+            answers.append((self._idle.popleft(), choices))
+        self._record.save(self._problem)  # before NNI knows, so that nothing is handed out twice
+        for parameter_id, choices in answers:
+            if self._send is not None:
+                self._send(parameter_id, choices)
+        if (self._idle or search.is_finished) and not self._closing and not self._problem:
+            self._closing = threading.Thread(target=self._close, name="close", daemon=True)
+            self._closing.start()
+
+    def _hand_out(self, parameter_id: int) -> Choices | None:
+        choices = None if self._problem else self._search.ask()
+        if choices is not None:
+            self._issued[parameter_id] = _Issued(choices, time.monotonic())
+        return choices
+
+    def _judge_ended(self) -> None:
+        """Trials that ended without a result have failed.
+
+        By now their results would be here: NNI asks for the next after it passed on the last.
+        """
+        failure = "the trial ended without a result"
+        if self._is_paired:
+            for parameter_id in self._ended - self._reported:
+                self._reported.add(parameter_id)
+                choices = self._issued[parameter_id].choices
+                self._record.settle(Result(choices, failure=failure))
+            return
+        num_lost = len(self._ended) - len(self._reported)
+        for _ in range(num_lost - self._num_lost):
+            _logger.warning("%s; which candidate it had is not certain", failure)
+            self._search.count_failure()
+        self._num_lost = max(self._num_lost, num_lost)
+
+    def _send_problem(self) -> None:
+        """Make NNI show status ERROR; its log holds the text."""
+        # The callback is a method of NNI's dispatcher, which alone can report an error.
+        report = getattr(getattr(self._send, "__self__", None), "report_error", None)
+        if self._problem is None or self._is_problem_sent or report is None:
+            return
+        self._is_problem_sent = True
+        _logger.error("the search stops: %s", self._problem)
+        report(f"the search stops: {self._problem}")
+
+    # -- the end -------------------------------------------------------------------------------
+
+    def _close(self) -> None:
+        """Until the search has finished, look for candidates that got lost; then end it."""
+        server = NniServer.of_tuner(os.environ.get("NNI_TUNER_COMMAND_CHANNEL", ""))
+        num_unanswered = num_quiet = 0
+        num_events = -1
+        while num_unanswered < MAX_UNANSWERED and self._problem is None:
+            time.sleep(POLL_SECONDS)
+            try:
+                trials = server.trials()
+                with self._lock:
+                    is_finished = self._search.is_finished
+                if is_finished:
+                    server.end_after(max(1, len(trials)))
+                    _logger.info("the search has finished")
+                    return
+            except SearchError as problem:
+                num_unanswered += 1
+                _logger.warning("%s", problem)
+                continue
+            num_unanswered = 0
+            with self._lock:
+                # Those that NNI has not started yet (it may wait for a GPU) are not lost.
+                is_started = self._issued.keys() <= {each.parameter_id for each in trials}
+                is_active = any(each.status in ACTIVE for each in trials)
+                is_quiet = is_started and not is_active and num_events == self._num_events
+                num_quiet = num_quiet + 1 if is_quiet else 0
+                num_events = self._num_events
+            if num_quiet >= QUIET_POLLS:
+                with self._event():
+                    self._record.lose_running()
