@@ -1,0 +1,304 @@
+"""The loader on NVIDIA DALI: decodes and augments on the GPU, or with its threads on the CPU.
+
+Imports torch, DALI (only when a loader is built) and the other modules of this package.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from spos.data.augmentation import View, ViewRule, draw_view
+from spos.data.decode import BadImage, decode_rgb, encoded_size, read_encoded
+from spos.data.folder import ImageSet
+from spos.data.schedule import Schedule, count_batches
+from spos.data.workers import BatchWorkers
+from spos.errors import ConfigError, DataError
+
+_THREADS_PER_READER = 4  # reading a file takes a small part of the time of decoding it
+
+
+class DaliLoader:
+    """Carries out with DALI the very views that `TorchLoader` carries out with Pillow.
+
+    DALI is given encoded files and the views drawn for them, and keeps no random state of its own.
+
+    Args:
+        images: what to load.
+        rule: how views are drawn.
+        schedule: which images make up which batch.
+        num_workers: DALI's threads; a quarter as many processes read files (0: this one).
+        device: where batches are delivered; a CUDA device decodes and augments them too.
+
+    Raises:
+        ConfigError: if DALI is not installed.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        *,
+        rule: ViewRule,
+        schedule: Schedule,
+        num_workers: int,
+        device: torch.device,
+    ) -> None:
+        _import_dali()
+        self._images = images
+        self._rule = rule
+        self._schedule = schedule
+        self._num_threads = max(1, num_workers)
+        self._device = device
+        self._workers = BatchWorkers(
+            _make_batches(images, rule),
+            schedule=schedule,
+            num_workers=-(-num_workers // _THREADS_PER_READER),
+            pin_memory=False,
+        )
+        self._feed = _Feed(_inputs(rule))
+        self._pipeline: Any = None
+
+    def __len__(self) -> int:
+        return count_batches(self._schedule)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """See `spos.data.loader.Loader.epoch`."""
+        self._rewind()
+        turn = self._feed.begin(self._workers.epoch(epoch, start))
+        while (outputs := self._run()) is not None:
+            encoded = self._feed.pending.popleft()
+            pixels = self._deliver(outputs[0], len(encoded.labels))
+            labels = torch.from_numpy(encoded.labels).to(self._device, non_blocking=True)
+            yield pixels.permute(0, 3, 1, 2), labels  # pixels (N, H, W, 3) to (N, 3, H, W)
+            assert turn == self._feed.turn, "another epoch of this loader has begun"
+        if self._feed.error is not None:
+            raise self._feed.error
+
+    def close(self) -> None:
+        """Stop the reading processes and free DALI's threads and buffers."""
+        self._workers.close()
+        self._feed = _Feed([])
+        self._pipeline = None
+
+    def _rewind(self) -> None:
+        """Let go of batches that DALI has ahead of an epoch that was left early."""
+        if self._pipeline is None:
+            self._pipeline = _build_pipeline(
+                self._rule,
+                feed=self._feed,
+                batch_size=self._schedule.batch_size,
+                num_threads=self._num_threads,
+                device=self._device,
+            )
+        self._feed.begin(iter(()))
+        if self._feed.pending:
+            while self._run() is not None:
+                self._feed.pending.popleft()
+
+    def _run(self) -> Any:
+        """DALI's outputs for the oldest batch pending, or None at the end of the epoch."""
+        try:
+            return self._pipeline.run()
+        except StopIteration:
+            self._pipeline.reset()
+            return None
+        except RuntimeError as problem:
+            error = self._explain(problem)
+            self._pipeline = None  # it cannot be used after an error
+            self._feed.pending.clear()
+            raise error from None
+
+    def _explain(self, problem: RuntimeError) -> DataError:
+        """Which file of the batch is at fault; DALI does not know its files' names."""
+        indices = self._feed.pending[0].indices.tolist() if self._feed.pending else []
+        paths = [f"{self._images.root}/{self._images.paths[index]}" for index in indices]
+        for path in paths:
+            encoded = read_encoded(path)
+            image = encoded if isinstance(encoded, BadImage) else decode_rgb(encoded, path=path)
+            if isinstance(image, BadImage):
+                return image.error()
+        return DataError(
+            f"DALI cannot decode one of {len(paths)} files, {', '.join(paths[:3])}, ..., though "
+            f"Pillow can: use the torchvision loader. DALI said: {problem}"
+        )
+
+    def _deliver(self, outputs: Any, count: int) -> torch.Tensor:
+        """Copy DALI's buffer, which it is about to use again, to a tensor (N, H, W, 3)."""
+        from nvidia.dali.plugin.pytorch.torch_utils import feed_ndarray
+
+        size = self._rule.image_size
+        pixels = torch.empty((count, size, size, 3), dtype=torch.uint8, device=self._device)
+        stream = torch.cuda.current_stream(self._device) if pixels.is_cuda else None
+        feed_ndarray(outputs.as_tensor(), pixels, cuda_stream=stream)
+        return pixels
+
+
+@dataclass(frozen=True)
+class _EncodedBatch:
+    """Encoded files, one after the other, with the views that DALI is to make of them."""
+
+    encoded: torch.Tensor  # uint8; a tensor travels from a worker through shared memory
+    ends: list[int]
+    views: list[View]
+    labels: np.ndarray
+    indices: np.ndarray
+
+
+class _Feed:
+    """Hands batches to DALI, which asks for them ahead of time; no reference to the loader."""
+
+    def __init__(self, inputs: list[str]) -> None:
+        self._inputs = inputs
+        self.pending: deque[_EncodedBatch] = deque()
+        self.error: DataError | None = None
+        self.turn = 0
+        self._batches: Iterator[_EncodedBatch] = iter(())
+
+    def begin(self, batches: Iterator[_EncodedBatch]) -> int:
+        """Feed these from now on."""
+        self._batches = batches
+        self.error = None
+        self.turn += 1
+        return self.turn
+
+    def __call__(self) -> tuple[Any, ...]:
+        """The next batch as DALI's inputs: the encoded files, and `_inputs`."""
+        try:
+            batch = next(self._batches)  # its StopIteration tells DALI that the epoch ends
+        except DataError as error:
+            self.error = error  # raised when the batches before it have been delivered
+            raise StopIteration from None
+        self.pending.append(batch)
+        blob = batch.encoded.numpy()
+        files = [blob[begin:end] for begin, end in zip([0, *batch.ends], batch.ends, strict=False)]
+        return files, *(_INPUTS[name](batch.views) for name in self._inputs)
+
+
+# What DALI's operators are told about each image, heights before widths.
+_INPUTS: dict[str, Callable[[list[View]], np.ndarray]] = {
+    "start": lambda views: np.array([view.box[1::-1] for view in views], np.int32),
+    "shape": lambda views: np.array([view.box[:1:-1] for view in views], np.int32),
+    "resized": lambda views: np.array([view.resized[::-1] for view in views], np.float32),
+    "window": lambda views: np.array([view.window[::-1] for view in views], np.int32),
+    "flip": lambda views: np.array([view.flip for view in views], np.int32),
+    "brightness": lambda views: np.array([view.jitter[0] for view in views], np.float32),
+    "contrast": lambda views: np.array([view.jitter[1] for view in views], np.float32),
+    "saturation": lambda views: np.array([view.jitter[2] for view in views], np.float32),
+}
+
+
+def _inputs(rule: ViewRule) -> list[str]:
+    """The names in `_INPUTS` that this rule's views need."""
+    return [
+        *("start", "shape", "resized"),
+        *(() if rule.augmentation == "paper" else ("window",)),  # its resized box is the view
+        *(("flip",) if rule.has_flip else ()),
+        *(("brightness", "contrast", "saturation") if rule.has_jitter else ()),
+    ]
+
+
+def _make_batches(
+    images: ImageSet, rule: ViewRule
+) -> Callable[[int, np.ndarray], _EncodedBatch | BadImage]:
+    # Arrays, not tuples: counting references to strings would copy their pages into every worker.
+    paths = np.array([os.fsencode(f"{images.root}/{path}") for path in images.paths])
+    labels = np.array(images.labels, np.int64)
+
+    def make(epoch: int, indices: np.ndarray) -> _EncodedBatch | BadImage:
+        files: list[bytes] = []
+        views: list[View] = []
+        for index in indices.tolist():
+            path = os.fsdecode(paths.item(index))
+            encoded = read_encoded(path)
+            if isinstance(encoded, BadImage):
+                return encoded
+            size = encoded_size(encoded, path=path)
+            if isinstance(size, BadImage):
+                return size
+            files.append(encoded)
+            views.append(draw_view(rule, epoch=epoch, index=index, width=size[0], height=size[1]))
+        blob = torch.frombuffer(bytearray().join(files), dtype=torch.uint8)
+        ends = np.cumsum([len(each) for each in files]).tolist()
+        return _EncodedBatch(blob, ends, views, labels[indices], indices)
+
+    return make
+
+
+def _build_pipeline(
+    rule: ViewRule, *, feed: _Feed, batch_size: int, num_threads: int, device: torch.device
+) -> Any:
+    _, fn, types, pipeline_type = _import_dali()
+    on_gpu = device.type == "cuda"
+    device_id = (device.index or 0) if on_gpu else None
+    resize = (
+        {"interp_type": types.INTERP_TRIANGULAR}
+        if rule.antialias
+        else {"interp_type": types.INTERP_LINEAR, "antialias": False}
+    )
+    pipeline = pipeline_type(batch_size=batch_size, num_threads=num_threads, device_id=device_id)
+    names = _inputs(rule)
+    with pipeline:
+        encoded, *inputs = fn.external_source(source=feed, num_outputs=1 + len(names), batch=True)
+        view = dict(zip(names, inputs, strict=True))
+        images = fn.decoders.image_slice(
+            encoded,
+            start=view["start"],
+            shape=view["shape"],
+            axis_names="HW",
+            device="mixed" if on_gpu else "cpu",
+            output_type=types.RGB,
+            adjust_orientation=False,  # as Pillow
+            jpeg_fancy_upsampling=True,  # as Pillow
+        )
+        images = fn.resize(images, size=view["resized"], **resize)
+        if "window" in view:
+            images = fn.slice(
+                images,
+                start=view["window"],
+                shape=(rule.image_size, rule.image_size),
+                axis_names="HW",
+                out_of_bounds_policy="pad",
+            )
+        if "flip" in view:
+            images = fn.flip(images, horizontal=view["flip"])
+        if "brightness" in view:
+            factors = [view[name] for name in ("brightness", "contrast", "saturation")]
+            images = _jitter(images, [each.gpu() if on_gpu else each for each in factors])
+        pipeline.set_outputs(images)
+    pipeline.build()
+    return pipeline
+
+
+def _jitter(images: Any, factors: list[Any]) -> Any:
+    """Brightness, contrast, saturation with Pillow's arithmetic: each step ends in whole levels."""
+    dali, fn, types, _ = _import_dali()
+    brightness, contrast, saturation = factors
+
+    def whole(values: Any) -> Any:
+        return fn.cast(dali.math.floor(values), dtype=types.UINT8)  # cuts off below 0, above 255
+
+    def grey(pixels: Any) -> Any:
+        return fn.color_space_conversion(pixels, image_type=types.RGB, output_type=types.GRAY)
+
+    images = whole(images * brightness)
+    mean = dali.math.floor(fn.reductions.mean(grey(images), keep_dims=True) + 0.5)
+    images = whole(images * contrast + mean * (1.0 - contrast))
+    return whole(images * saturation + grey(images) * (1.0 - saturation))
+
+
+def _import_dali() -> tuple[Any, Any, Any, Any]:
+    try:
+        from nvidia import dali
+        from nvidia.dali import fn, pipeline, types
+    except ImportError:
+        raise ConfigError(
+            "the DALI loader needs nvidia-dali, which is not installed: "
+            "run `pip install 'spos[dali-cuda130]'`, or use the torchvision loader"
+        ) from None
+    return dali, fn, types, pipeline.Pipeline
