@@ -1,0 +1,390 @@
+"""Costs add up, bounds are exact, the table's file is stable, odd tables and bounds are refused."""
+
+import itertools
+import json
+import math
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spos.architecture import SearchSpec
+from spos.cost.table import (
+    Constraint,
+    CostTable,
+    Term,
+    parse_constraints,
+    parse_quantity,
+)
+from spos.errors import ConstraintError
+
+SPEC = SearchSpec(
+    "wide",
+    {"image_size": 32},
+    {"layer_1": ("k3", "k5"), "channel_1": (16, 24, 32), "layer_2": ("k3", "k5", "k7")},
+)
+# Operator and width of layer 1 cost something together, the last label fastest.
+JOINT = Term(
+    ("layer_1", "channel_1"),
+    {"macs": (10, 20, 30, 11, 22, 33), "latency_ms": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)},
+)
+ALONE = Term(("layer_2",), {"macs": (1, 2, 4), "latency_ms": (0.25, 0.5, 1.0)})
+TABLE = CostTable(SPEC, {"macs": 1000, "latency_ms": 2.0}, [JOINT, ALONE])
+
+# Byte for byte what release 0.1.0 writes. It is read for ever: never edit it to mend a test.
+GOLDEN = """\
+{
+  "version": 1,
+  "space": "tiny",
+  "options": {
+    "image_size": 8
+  },
+  "choices": {
+    "layer_1": [
+      "k3",
+      "k5"
+    ],
+    "channel_1": [
+      16
+    ]
+  },
+  "fixed": {
+    "macs": 100,
+    "params": 7
+  },
+  "terms": [
+    {
+      "labels": [
+        "layer_1",
+        "channel_1"
+      ],
+      "costs": {
+        "macs": [
+          1,
+          2
+        ],
+        "params": [
+          0,
+          0.5
+        ]
+      }
+    }
+  ]
+}
+"""
+TINY = CostTable(
+    SearchSpec("tiny", {"image_size": 8}, {"layer_1": ("k3", "k5"), "channel_1": (16,)}),
+    {"macs": 100, "params": 7},
+    [Term(("layer_1", "channel_1"), {"macs": (1, 2), "params": (0, 0.5)})],
+)
+
+
+def all_choices(spec: SearchSpec) -> list[dict]:
+    product = itertools.product(*spec.choices.values())
+    return [dict(zip(spec.choices, each, strict=True)) for each in product]
+
+
+# --- look-ups --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer_1", "channel_1", "layer_2", "macs", "latency_ms"),
+    [
+        ("k3", 16, "k3", 1011, 2.35),
+        ("k3", 32, "k5", 1032, 2.8),
+        ("k5", 16, "k7", 1015, 3.4),
+        ("k5", 24, "k3", 1023, 2.75),
+    ],
+)
+def test_cost_is_the_sum_of_its_terms(layer_1, channel_1, layer_2, macs, latency_ms):
+    choices = {"layer_2": layer_2, "channel_1": channel_1, "layer_1": layer_1}
+    assert TABLE.cost(choices) == macs
+    assert TABLE.costs(choices) == {"macs": macs, "latency_ms": pytest.approx(latency_ms)}
+
+
+def test_macs_are_whole_numbers():
+    assert {type(TABLE.cost(choices)) for choices in all_choices(SPEC)} == {int}
+    assert [type(bound) for bound in TABLE.bounds("macs")] == [int, int]
+
+
+def test_bounds_are_reached_and_not_exceeded():
+    for metric in TABLE.metrics:
+        costs = [TABLE.cost(choices, metric) for choices in all_choices(SPEC)]
+        assert TABLE.bounds(metric) == pytest.approx((min(costs), max(costs)))
+
+
+def test_bounds_enclose_terms_that_share_a_label():
+    shared = Term(("layer_2", "layer_1"), {"macs": (0, 9, 1, 8, 2, 7)})
+    table = CostTable(SPEC, {"macs": 0}, [Term(("layer_2",), {"macs": (5, 0, 3)}), shared])
+    low, high = table.bounds()
+    assert all(low <= table.cost(choices) <= high for choices in all_choices(SPEC))
+    assert not table.is_separable
+    assert TABLE.is_separable
+
+
+def test_space_without_choices_costs_its_fixed_part():
+    table = CostTable(SearchSpec("fixed", {}, {}), {"macs": 5}, [])
+    assert table.cost({}) == 5
+    assert table.bounds() == (5, 5)
+
+
+def test_choices_must_be_complete_and_known():
+    for choices in ({}, {"layer_1": "k9", "channel_1": 16, "layer_2": "k3"}):
+        with pytest.raises(KeyError):
+            TABLE.cost(choices)
+
+
+def test_unknown_metric_is_refused_with_the_known_ones():
+    for look_up in (TABLE.bounds, lambda metric: TABLE.cost({}, metric)):
+        with pytest.raises(ConstraintError, match="no metric 'joules'; it has macs, latency_ms"):
+            look_up("joules")
+
+
+def test_terms_must_have_a_cost_for_every_combination():
+    with pytest.raises(ValueError):
+        CostTable(SPEC, {"macs": 0}, [Term(("layer_2",), {"macs": (1, 2)})])
+
+
+# --- its file --------------------------------------------------------------------------------
+
+
+def test_file_of_version_1_is_byte_identical(tmp_path):
+    path = tmp_path / "cost.json"
+    TINY.save(path)
+    assert path.read_text() == GOLDEN
+
+
+def test_file_of_version_1_is_read(tmp_path):
+    path = tmp_path / "cost.json"
+    path.write_text(GOLDEN)
+    table = CostTable.load(path)
+    assert (table.spec, table.fixed, table.terms) == (TINY.spec, TINY.fixed, TINY.terms)
+
+
+def test_save_and_load_keep_every_cost(tmp_path):
+    TABLE.save(tmp_path / "cost.json")
+    table = CostTable.load(str(tmp_path / "cost.json"))
+    assert table.spec == SPEC
+    assert list(table.spec.choices) == list(SPEC.choices)
+    for choices in all_choices(SPEC):
+        assert table.costs(choices) == TABLE.costs(choices)
+
+
+def test_missing_table_is_our_error(tmp_path):
+    with pytest.raises(ConstraintError, match=r"cost\.json: cannot be read"):
+        CostTable.load(tmp_path / "cost.json")
+
+
+def changed(*place: str | int, to: object) -> str:
+    """The golden file with the value at ``place`` replaced."""
+    value = json.loads(GOLDEN)
+    part = value
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = to
+    return json.dumps(value)
+
+
+COSTS = ("terms", 0, "costs", "macs")
+DAMAGED = {
+    "empty": "",
+    "cut": GOLDEN[:-20],
+    "a list": "[]",
+    "a search space": json.dumps(SPEC.search_space()),
+    "version of the future": changed("version", to=2),
+    "version True": changed("version", to=True),
+    "space a list": changed("space", to=[]),
+    "options a list": changed("options", to=[["image_size", 8]]),
+    "choices a list": changed("choices", to=[]),
+    "candidates as text": changed("choices", "layer_1", to="ab"),
+    "candidates an object": changed("choices", "layer_1", to={"k3": 1, "k5": 2}),
+    "no candidates": changed("choices", "layer_1", to=[]),
+    "candidate True": changed("choices", "channel_1", to=[True]),
+    "candidate twice": changed("choices", "layer_1", to=["k3", "k3"]),
+    "candidate too many": changed("choices", "layer_1", to=["k3", "k5", "k7"]),
+    "fixed a list": changed("fixed", to=[100]),
+    "fixed as text": changed("fixed", "macs", to="100"),
+    "fixed True": changed("fixed", "macs", to=True),
+    "fixed metric without costs": changed("fixed", "latency_ms", to=1),
+    "terms a number": changed("terms", to=1),
+    "term a list": changed("terms", to=[[]]),
+    "labels as text": changed("terms", 0, "labels", to="layer_1"),
+    "no labels": changed("terms", 0, to={"labels": [], "costs": {"macs": [1], "params": [1]}}),
+    "unknown label": changed("terms", 0, "labels", 0, to="layer_9"),
+    "label twice": changed("terms", 0, "labels", to=["channel_1", "channel_1"]),
+    "label a list": changed("terms", 0, "labels", 0, to=["layer_1"]),
+    "cost missing": changed(*COSTS, to=[1]),
+    "cost too many": changed(*COSTS, to=[1, 2, 3]),
+    "cost as text": changed(*COSTS, to="12"),
+    "cost null": changed(*COSTS, to=[1, None]),
+    "cost True": changed(*COSTS, to=[1, True]),
+    "cost NaN": changed(*COSTS, to=[1, math.nan]),
+    "cost infinite": changed(*COSTS, to=[1, 2]).replace("[1, 2]", "[1, 1e999]"),
+    "cost of 400 digits": changed(*COSTS, to=[1, 10**400]),
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED.values(), ids=DAMAGED.keys())
+def test_damaged_table_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "cost.json"
+    path.write_text(text)
+    with pytest.raises(ConstraintError) as caught:
+        CostTable.load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def paths_into(value: object, place: tuple = ()) -> list[tuple]:
+    """Every place in a JSON value that something else could be put in."""
+    if not isinstance(value, (dict, list)):
+        return [place]
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    inner = [deeper for key, part in items for deeper in paths_into(part, (*place, key))]
+    return [place, *inner] if place else inner
+
+
+NUMBERS = st.booleans() | st.integers(-3, 3) | st.integers() | st.floats()
+TEXT = st.sampled_from(["", "k3", "layer_1", "channel_1", "macs"])
+ANYTHING = st.recursive(
+    st.none() | NUMBERS | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(paths_into(json.loads(GOLDEN))), ANYTHING)
+def test_any_table_file_gives_a_table_or_our_error(tmp_path_factory, place, value):
+    path = tmp_path_factory.getbasetemp() / "cost.json"
+    path.write_text(changed(*place, to=value))
+    try:
+        table = CostTable.load(path)
+    except ConstraintError as error:
+        assert str(error).startswith(f"{path}: ")
+        return
+    for metric in table.metrics:
+        low, high = table.bounds(metric)
+        for choices in all_choices(table.spec):
+            assert low <= table.cost(choices, metric) <= high
+    table.save(path)
+    assert CostTable.load(path).terms == table.terms
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, len(GOLDEN)), st.integers(0, 30), st.binary(max_size=3))
+def test_any_damaged_bytes_give_a_table_or_our_error(tmp_path_factory, begin, length, data):
+    path = tmp_path_factory.getbasetemp() / "cost.json"
+    path.write_bytes(GOLDEN[:begin].encode() + data + GOLDEN[begin + length :].encode())
+    try:
+        CostTable.load(path)
+    except ConstraintError as error:
+        assert str(error).startswith(f"{path}: ")
+
+
+# --- constraints -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (330, 330),
+        (0.5, 0.5),
+        (330e6, 330_000_000),
+        ("330M", 330_000_000),
+        (" 330 M ", 330_000_000),
+        ("330e6", 330_000_000),
+        ("330_000_000", 330_000_000),
+        ("322.918720M", 322_918_720),
+        ("0.322918720G", 322_918_720),
+        ("1.2G", 1_200_000_000),
+        ("12k", 12_000),
+        ("-1.5", -1.5),
+    ],
+)
+def test_quantity_is_read_exactly(value, number):
+    parsed = parse_quantity(value, source="flag")
+    assert parsed == number
+    assert type(parsed) is type(number)
+
+
+def test_quantity_with_all_its_digits_is_exact():
+    # Scaled by a factor, 4 % of these would come out a little above or below the whole number.
+    draw = random.Random(0)
+    for macs in (draw.randrange(10**6, 10**10) for _ in range(2000)):
+        assert parse_quantity(f"{macs / 10**6:.6f}M", source="flag") == macs
+        assert parse_quantity(f"{macs / 10**9:.9f}G", source="flag") == macs
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", " ", "M", "330MB", "330 MACs", "1,5M", "290M:360M", "290M-360M", "1e400", "nanM", "inf"]
+    + [None, True, [330], {}, math.nan, math.inf, -math.inf, 10**400],
+    ids=lambda value: repr(value)[:20],
+)
+def test_quantity_that_is_none_is_refused(value):
+    with pytest.raises(ConstraintError, match=r"^limits: macs: expected a number such as"):
+        parse_quantity(value, source="limits: macs")
+
+
+def test_constraints_are_bounds_or_an_upper_bound():
+    parsed = parse_constraints(
+        {"macs": ["290M", 360e6], "params": "4M", "latency_ms": [None, 3.5], "top1": [0.7, None]}
+    )
+    assert parsed == (
+        Constraint("macs", 290_000_000, 360_000_000),
+        Constraint("params", -math.inf, 4_000_000),
+        Constraint("latency_ms", high=3.5),
+        Constraint("top1", low=0.7),
+    )
+    assert parse_constraints({}) == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, r"^limits\.yml: expected a mapping such as"),
+        (["macs", 1], r"^limits\.yml: expected a mapping such as"),
+        ({"macs": "290M:360M"}, r"^limits\.yml: macs: expected a number such as"),
+        ({"macs": []}, r"^limits\.yml: macs: expected \[low, high\] or a bound, found \[\]"),
+        ({"macs": [1]}, r"^limits\.yml: macs: expected \[low, high\]"),
+        ({"macs": [1, 2, 3]}, r"^limits\.yml: macs: expected \[low, high\]"),
+        ({"macs": None}, r"^limits\.yml: macs: expected \[low, high\]"),
+        ({"macs": [None, None]}, r"^limits\.yml: macs: expected \[low, high\]"),
+        ({"macs": {"low": 1}}, r"^limits\.yml: macs: expected a number"),
+        ({"macs": True}, r"^limits\.yml: macs: expected a number"),
+        ({"macs": ["360M", "290M"]}, r"^limits\.yml: macs: .*360,000,000 exceeds .*290,000,000"),
+    ],
+)
+def test_malformed_constraints_are_refused_by_source_and_key(value, message):
+    with pytest.raises(ConstraintError, match=message):
+        parse_constraints(value, source="limits.yml")
+
+
+@pytest.mark.parametrize(("low", "high"), [(2, 1), (math.nan, 1), (0, math.nan)])
+def test_constraint_that_allows_nothing_is_refused(low, high):
+    with pytest.raises(ConstraintError, match="constraint on macs"):
+        Constraint("macs", low, high)
+
+
+def test_bounds_of_a_constraint_are_inclusive():
+    choices = {"layer_1": "k3", "channel_1": 16, "layer_2": "k3"}  # 1,011 MACs
+    assert Constraint("macs", 1011, 1011).allows(TABLE, choices)
+    assert Constraint("macs").allows(TABLE, choices)
+    assert not Constraint("macs", low=1012).allows(TABLE, choices)
+    assert not Constraint("macs", high=1010).allows(TABLE, choices)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1010), (1038, 5000), (-5, -1)])
+def test_unreachable_bounds_are_refused_with_the_range(low, high):
+    with pytest.raises(ConstraintError, match=r"'wide' has macs .*reaches 1,011 to 1,037 \(with"):
+        Constraint("macs", low, high).check_reachable(TABLE)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1011), (1037, 5000), (1020, 1030), (0, math.inf)])
+def test_reachable_bounds_pass(low, high):
+    Constraint("macs", low, high).check_reachable(TABLE)
+
+
+def test_constraint_on_an_unknown_metric_is_refused():
+    with pytest.raises(ConstraintError, match="no metric 'joules'"):
+        Constraint("joules", high=1).check_reachable(TABLE)
