@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
-from spos.data.decode import BadImage, decode_rgb, read_encoded
+from spos.data.decode import BadImage, load_rgb
 from spos.data.folder import IMAGE_EXTENSIONS, find_images
 from spos.errors import DataError
 
@@ -53,6 +53,5 @@ def check_images(
 
 
 def _check(root: Path, path: str) -> BadImage | None:
-    encoded = read_encoded(root / path)
-    result = encoded if isinstance(encoded, BadImage) else decode_rgb(encoded, path=root / path)
+    result = load_rgb(root / path)
     return BadImage(path, result.reason) if isinstance(result, BadImage) else None

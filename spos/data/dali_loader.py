@@ -5,7 +5,6 @@ Imports torch, DALI (only when a loader is built) and the other modules of this 
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ import numpy as np
 import torch
 
 from spos.data.augmentation import View, ViewRule, draw_view
-from spos.data.decode import BadImage, decode_rgb, encoded_size, read_encoded
+from spos.data.decode import BadImage, encoded_size, load_rgb, read_encoded
 from spos.data.folder import ImageSet
 from spos.data.schedule import Schedule, count_batches
-from spos.data.workers import BatchWorkers
+from spos.data.workers import BatchWorkers, PackedImages
 from spos.errors import ConfigError, DataError
 
 _THREADS_PER_READER = 4  # reading a file takes a small part of the time of decoding it
@@ -119,8 +118,7 @@ class DaliLoader:
         indices = self._feed.pending[0].indices.tolist() if self._feed.pending else []
         paths = [f"{self._images.root}/{self._images.paths[index]}" for index in indices]
         for path in paths:
-            encoded = read_encoded(path)
-            image = encoded if isinstance(encoded, BadImage) else decode_rgb(encoded, path=path)
+            image = load_rgb(path)
             if isinstance(image, BadImage):
                 return image.error()
         return DataError(
@@ -206,15 +204,13 @@ def _inputs(rule: ViewRule) -> list[str]:
 def _make_batches(
     images: ImageSet, rule: ViewRule
 ) -> Callable[[int, np.ndarray], _EncodedBatch | BadImage]:
-    # Arrays, not tuples: counting references to strings would copy their pages into every worker.
-    paths = np.array([os.fsencode(f"{images.root}/{path}") for path in images.paths])
-    labels = np.array(images.labels, np.int64)
+    packed = PackedImages(images)
 
     def make(epoch: int, indices: np.ndarray) -> _EncodedBatch | BadImage:
         files: list[bytes] = []
         views: list[View] = []
         for index in indices.tolist():
-            path = os.fsdecode(paths.item(index))
+            path = packed.path(index)
             encoded = read_encoded(path)
             if isinstance(encoded, BadImage):
                 return encoded
@@ -225,7 +221,7 @@ def _make_batches(
             views.append(draw_view(rule, epoch=epoch, index=index, width=size[0], height=size[1]))
         blob = torch.frombuffer(bytearray().join(files), dtype=torch.uint8)
         ends = np.cumsum([len(each) for each in files]).tolist()
-        return _EncodedBatch(blob, ends, views, labels[indices], indices)
+        return _EncodedBatch(blob, ends, views, packed.labels[indices], indices)
 
     return make
 

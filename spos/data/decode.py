@@ -55,6 +55,12 @@ def decode_rgb(encoded: bytes, *, path: Path | str) -> Image.Image | BadImage:
         return BadImage(str(path), _reason(encoded, problem))
 
 
+def load_rgb(path: Path | str) -> Image.Image | BadImage:
+    """Read and decode a file; see `decode_rgb`."""
+    encoded = read_encoded(path)
+    return encoded if isinstance(encoded, BadImage) else decode_rgb(encoded, path=path)
+
+
 def encoded_size(encoded: bytes, *, path: Path | str) -> tuple[int, int] | BadImage:
     """Width and height from the header, after making sure that the file has not been cut.
 

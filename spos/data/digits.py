@@ -35,23 +35,22 @@ def prepare_digits(folder: Path | str) -> Path:
     that a kill leaves nothing half-written and several processes may ask at once.
 
     Raises:
-        DataError: if something else is at ``folder``, or images are missing.
+        DataError: if something else is at ``folder``, images are missing, or it is not writable.
         ConfigError: if scikit-learn is not installed.
     """
     folder = Path(folder)
     if _is_complete(folder):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with lock_file(folder.parent / f".{folder.name}.lock"):
-        if _is_complete(folder):  # another process was faster
-            return folder
-        partial = folder.parent / f".{folder.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
-        try:
-            _write_digits(partial)
-            os.rename(partial, folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with lock_file(folder.parent / f".{folder.name}.lock"):
+            if not _is_complete(folder):  # else another process was faster
+                _build(folder)
+    except OSError as problem:
+        raise DataError(
+            f"{folder}: the digits cannot be written there ({problem.strerror or problem}); "
+            "name a folder on a disk with space, where you may write"
+        ) from None
     return folder
 
 
@@ -80,6 +79,16 @@ def _is_complete(folder: Path) -> bool:
             f"found {found} images; {advice}"
         )
     return True
+
+
+def _build(folder: Path) -> None:
+    partial = folder.parent / f".{folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
+    try:
+        _write_digits(partial)
+        os.rename(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_digits(folder: Path) -> None:

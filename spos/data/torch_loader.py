@@ -5,7 +5,6 @@ Imports torch and the other modules of this package.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,10 +12,12 @@ import torch
 from PIL import Image, ImageEnhance
 
 from spos.data.augmentation import View, ViewRule, draw_view
-from spos.data.decode import BadImage, decode_rgb, read_encoded
+from spos.data.decode import BadImage, load_rgb
 from spos.data.folder import ImageSet
 from spos.data.schedule import Schedule, count_batches
-from spos.data.workers import BatchWorkers
+from spos.data.workers import BatchWorkers, PackedImages
+
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class TorchLoader:
@@ -51,7 +52,7 @@ class TorchLoader:
     def __len__(self) -> int:
         return count_batches(self._schedule)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """See `spos.data.loader.Loader.epoch`."""
         for pixels, labels in self._workers.epoch(epoch, start):
             images = pixels.to(self._device, non_blocking=True).permute(0, 3, 1, 2)
@@ -92,22 +93,15 @@ def _resize(image: Image.Image, size: tuple[int, int], *, antialias: bool) -> Im
     return Image.fromarray(resized[0].permute(1, 2, 0).contiguous().numpy())
 
 
-Batch = tuple[torch.Tensor, torch.Tensor]
-
-
 def _make_batches(
     images: ImageSet, rule: ViewRule
 ) -> Callable[[int, np.ndarray], Batch | BadImage]:
-    # Arrays, not tuples: counting references to strings would copy their pages into every worker.
-    paths = np.array([os.fsencode(f"{images.root}/{path}") for path in images.paths])
-    labels = np.array(images.labels, np.int64)
+    packed = PackedImages(images)
 
     def make(epoch: int, indices: np.ndarray) -> Batch | BadImage:
         pixels = np.empty((len(indices), rule.image_size, rule.image_size, 3), np.uint8)
         for row, index in enumerate(indices.tolist()):
-            path = os.fsdecode(paths.item(index))
-            encoded = read_encoded(path)
-            image = encoded if isinstance(encoded, BadImage) else decode_rgb(encoded, path=path)
+            image = load_rgb(packed.path(index))
             if isinstance(image, BadImage):
                 return image
             width, height = image.size
@@ -115,6 +109,6 @@ def _make_batches(
             pixels[row] = render_view(
                 image, view, image_size=rule.image_size, antialias=rule.antialias
             )
-        return torch.from_numpy(pixels), torch.from_numpy(labels[indices])
+        return torch.from_numpy(pixels), torch.from_numpy(packed.labels[indices])
 
     return make

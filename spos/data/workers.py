@@ -1,10 +1,11 @@
 """Batches prepared by worker processes, or in this one: the part both loaders share.
 
-Imports torch and the decoding and scheduling of this package.
+Imports torch and the folder, decoding and scheduling of this package.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -13,9 +14,26 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from spos.data.decode import BadImage
+from spos.data.folder import ImageSet
 from spos.data.schedule import Schedule, epoch_batches
 
 T = TypeVar("T")
+
+
+class PackedImages:
+    """The files and labels of an `ImageSet` in two arrays, which forked workers share.
+
+    Tuples would not do: counting references to a million strings copies their memory pages into
+    every worker.
+    """
+
+    def __init__(self, images: ImageSet) -> None:
+        self._paths = np.array([os.fsencode(f"{images.root}/{path}") for path in images.paths])
+        self.labels = np.array(images.labels, np.int64)
+
+    def path(self, index: int) -> str:
+        """The file of image ``index``."""
+        return os.fsdecode(self._paths.item(index))
 
 
 class BatchWorkers(Generic[T]):
