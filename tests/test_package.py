@@ -1,0 +1,125 @@
+"""What `import spos` offers, what its errors become on the command line, what comes with it."""
+
+import ast
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import spos
+from spos import errors
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def type_checking_names() -> dict[str, str]:
+    """Public name -> module, as type checkers are told."""
+    tree = ast.parse((ROOT / "spos" / "__init__.py").read_text())
+    blocks = [node for node in tree.body if isinstance(node, ast.If)]
+    imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
+    return {alias.name: str(node.module) for node in imports for alias in node.names}
+
+
+# --- public names ------------------------------------------------------------------------------
+
+
+def test_public_names_are_sorted_and_the_same_for_people_and_type_checkers():
+    assert sorted(spos.__all__) == spos.__all__ == dir(spos)
+    assert type_checking_names() == spos._HOME
+    assert set(spos._HOME) == set(spos.__all__)
+
+
+@pytest.mark.parametrize("name", spos.__all__)
+def test_public_name_resolves_and_is_documented(name):
+    value = getattr(spos, name)
+    assert value.__module__ == spos._HOME[name]
+    assert value is getattr(importlib.import_module(spos._HOME[name]), name)
+    assert len(inspect.getdoc(value) or "") > 20
+
+
+def test_readme_names_every_public_name():
+    code = " ".join(re.findall(r"```.*?```|`[^`]+`", (ROOT / "README.md").read_text(), re.DOTALL))
+    assert [name for name in spos.__all__ if not re.search(rf"\b{name}\b", code)] == []
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'spos' has no attribute 'Mutator'"):
+        _ = spos.Mutator  # type: ignore[attr-defined]
+    assert not hasattr(spos, "Mutator")
+
+
+def test_nni_is_told_to_leave_lightning_alone():
+    program = "import spos, os; print(os.environ['NNI_FRAMEWORK'])"
+    environment = {key: value for key, value in os.environ.items() if key != "NNI_FRAMEWORK"}
+    for given, seen in ((None, "none"), ("pytorch", "pytorch")):
+        extra = {"NNI_FRAMEWORK": given} if given else {}
+        command = [sys.executable, "-c", program]
+        assert subprocess.check_output(command, env={**environment, **extra}, text=True) == (
+            f"{seen}\n"
+        )
+
+
+# --- errors and exit status ----------------------------------------------------------------------
+
+ERRORS = [value for value in vars(errors).values() if inspect.isclass(value)]
+
+
+def test_every_error_is_ours_and_a_value_error():
+    ours = [each for each in ERRORS if each.__module__ == "spos.errors"]
+    assert len(ours) == 7
+    assert all(issubclass(each, errors.SposError) for each in ours)
+    assert issubclass(errors.SposError, ValueError)
+
+
+@pytest.mark.parametrize(("status", "code"), [(None, 0), (0, 0), (3, 3)])
+def test_command_ends_with_its_status(status, code):
+    with pytest.raises(SystemExit) as caught:
+        errors.run_main(lambda: status)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "message"),
+    [
+        (errors.DataError("data: no images in it"), 2, "error: data: no images in it\n"),
+        (errors.SposError("x.json: half a file"), 2, "error: x.json: half a file\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+    ids=["DataError", "SposError", "KeyboardInterrupt"],
+)
+def test_user_error_is_one_line_and_a_status(capsys, problem, code, message):
+    def main() -> int:
+        raise problem
+
+    with pytest.raises(SystemExit) as caught:
+        errors.run_main(main)
+    assert caught.value.code == code
+    assert capsys.readouterr() == ("", message)
+
+
+def test_defect_of_ours_keeps_its_traceback():
+    def main() -> int:
+        return {}["defect"]
+
+    with pytest.raises(KeyError):
+        errors.run_main(main)
+
+
+# --- what is shipped -----------------------------------------------------------------------------
+
+
+def test_version_of_the_change_log_is_the_version_of_the_package():
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert version
+    latest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert latest and latest[1] == version[1]
+
+
+def test_type_hints_are_shipped():
+    assert (ROOT / "spos" / "py.typed").exists()
+    assert "py.typed" in (ROOT / "pyproject.toml").read_text()
