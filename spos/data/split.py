@@ -141,7 +141,8 @@ def load_split(path: Path | str) -> Split:
         _sorted_texts(value[key], f"{path}: {key}") for key in ("classes", "held_out")
     )
     for name in held_out:
-        if not _is_inside(name) or name.split("/")[0] not in classes:
+        folder, _, file = name.partition("/")
+        if folder not in classes or not file or not _is_inside(name):
             raise DataError(
                 f"{path}: held_out: {name!r} is not a relative path <class>/<file> inside the "
                 "training folder"
