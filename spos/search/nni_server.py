@@ -14,8 +14,6 @@ from typing import Any
 
 from spos.errors import SearchError
 
-ACTIVE = ("WAITING", "RUNNING", "UNKNOWN")  # a trial that may still report
-
 
 @dataclass(frozen=True)
 class NniTrial:
@@ -23,6 +21,11 @@ class NniTrial:
 
     status: str
     parameter_id: int | None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it may still report."""
+        return self.status in ("WAITING", "RUNNING", "UNKNOWN")
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ class SearchRecord:
             _logger.warning("a result without a known architecture is left out (trial %s)", trial)
             return
         if result.failure is not None:
-            _logger.warning("trial %s failed: %s", trial, result.failure)
+            arch_id = self._architecture(result.choices).id
+            _logger.warning("%s failed (trial %s): %s", arch_id, trial, result.failure)
         if self.search.tell(result.choices, result.score):
             self._write(result, trial, seconds)
 

@@ -37,7 +37,7 @@ from spos.architecture import Choices
 from spos.errors import SearchError, SposError
 from spos.search.arguments import ExperimentPaths, build_evolution
 from spos.search.feasible import check_search_space
-from spos.search.nni_server import ACTIVE, NniServer
+from spos.search.nni_server import NniServer
 from spos.search.record import Result, SearchRecord, read_result
 
 PAIRED_VARIABLE = "SPOS_PAIRED_TRIALS"  # "1" where the preload gives each trial its own parameters
@@ -117,6 +117,15 @@ class EvolutionTuner(Tuner):
         self._problem: str | None = None
         self._is_problem_sent = False
         self._closing: threading.Thread | None = None
+
+    @staticmethod
+    def check_arguments(arguments: Mapping[str, Any], *, paths: ExperimentPaths) -> int:
+        """Check ``classArgs`` without starting anything; the number of planned candidates.
+
+        Raises:
+            SposError: as the constructor.
+        """
+        return build_evolution(paths, **arguments).settings.num_planned
 
     # -- what NNI calls ------------------------------------------------------------------------
 
@@ -286,7 +295,7 @@ class EvolutionTuner(Tuner):
             with self._lock:
                 # Those that NNI has not started yet (it may wait for a GPU) are not lost.
                 is_started = self._issued.keys() <= {each.parameter_id for each in trials}
-                is_active = any(each.status in ACTIVE for each in trials)
+                is_active = any(each.is_active for each in trials)
                 is_quiet = is_started and not is_active and num_events == self._num_events
                 num_quiet = num_quiet + 1 if is_quiet else 0
                 num_events = self._num_events

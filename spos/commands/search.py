@@ -1,0 +1,199 @@
+"""`python -m spos search start | resume | best`: an architecture search on NNI, safely.
+
+Imports the search side only; never torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from spos.architecture import load_architecture, save_architecture
+from spos.errors import SearchError
+from spos.files import read_json
+from spos.search.experiment import Changes, check_port, prepare_experiment
+from spos.search.launch import (
+    RunningExperiment,
+    find_experiment,
+    list_experiments,
+    resume_experiment,
+    start_experiment,
+    stop_experiment,
+)
+from spos.search.results import BEST, JOURNAL, Entry, read_entries
+from spos.search.watch import watch_experiment
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of the three actions."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="action")
+    start = actions.add_parser("start", help="start a search and show its progress to the end")
+    start.add_argument("--config", type=Path, default=Path("config_search.yml"))
+    start.add_argument("--rounds", type=int, help="number of rounds (tuner.classArgs.rounds)")
+    start.add_argument("--population", type=int, help="candidates of a round")
+    start.add_argument("--seed", type=int, help="of the search")
+    start.add_argument("--max-macs", help="upper limit of multiply-adds, such as 330M")
+    start.add_argument("--concurrency", type=int, help="trials at once (trialConcurrency)")
+    start.add_argument("--trial-command", help="in place of the file's trialCommand")
+    start.set_defaults(run=_start)
+    resume = actions.add_parser("resume", help="continue a search that was stopped or killed")
+    resume.add_argument("id", help="the experiment, as `search start` printed it")
+    resume.set_defaults(run=_resume)
+    for action in (start, resume):
+        action.add_argument("--port", type=int, default=8080, help="of NNI's server and WebUI")
+    best = actions.add_parser("best", help="print or copy the best architecture of a search")
+    best.add_argument("id", nargs="?", help="the experiment; by default the latest")
+    best.add_argument("--output", type=Path, help="write the architecture to this file")
+    best.add_argument("--top", type=int, default=5, help="how many to list (default: 5)")
+    best.set_defaults(run=_best)
+    for action in (start, resume, best):
+        action.add_argument(
+            "--experiments-dir", type=Path, help="folder of experiments; ~/nni-experiments if not"
+        )
+
+
+def _start(args: argparse.Namespace) -> int:
+    check_port(args.port)
+    class_args: dict[str, Any] = {
+        name: value
+        for name in ("rounds", "population", "seed")
+        if (value := getattr(args, name)) is not None
+    }
+    if args.max_macs is not None:
+        class_args["constraints"] = {"macs": args.max_macs}
+    print(f"checking {args.config} and writing its search space ...", flush=True)
+    changes = Changes(class_args, args.concurrency, args.trial_command, args.experiments_dir)
+    prepared = prepare_experiment(args.config, changes)
+    return _guarded(lambda: start_experiment(prepared.config, port=args.port), prepared.num_planned)
+
+
+def _resume(args: argparse.Namespace) -> int:
+    check_port(args.port)
+    known = find_experiment(args.id, args.experiments_dir)
+    state = known.folder / "checkpoint" / "search.json"
+    num_planned = None
+    if state.exists():
+        settings = read_json(state, error=SearchError)["search"]["settings"]
+        num_planned = settings["rounds"] * settings["population"]
+    return _guarded(
+        lambda: resume_experiment(args.id, port=args.port, experiments_dir=args.experiments_dir),
+        num_planned,
+    )
+
+
+def _best(args: argparse.Namespace) -> int:
+    if args.id:
+        known = find_experiment(args.id, args.experiments_dir)
+    else:
+        searches = [
+            each
+            for each in list_experiments(args.experiments_dir)
+            if (each.folder / "log" / JOURNAL).exists()
+        ]
+        if not searches:
+            raise SearchError(
+                f"there is no search in {args.experiments_dir or '~/nni-experiments'} yet; start "
+                "one with `python -m spos search start`"
+            )
+        known = searches[-1]
+    log = known.folder / "log"
+    if not (log / BEST).exists():
+        raise SearchError(f"experiment {known.id} has no result yet ({log / BEST} is not there)")
+    arch = load_architecture(log / BEST)
+    if args.output:
+        save_architecture(args.output, arch)
+    _print_result(known.id, log, read_entries(log), num_listed=args.top)
+    if args.output:
+        print(f"wrote {args.output}")
+    return 0
+
+
+def _guarded(begin: Callable[[], RunningExperiment], num_planned: int | None) -> int:
+    """Start an experiment, watch it, and stop NNI's manager whatever happens."""
+    status = 0
+    with _Signals() as signals:
+        experiment = begin()
+        print(f"experiment {experiment.id}: http://localhost:{experiment.server.port}", flush=True)
+        try:
+            signals.let_interrupt(True)
+            watch_experiment(experiment, num_planned=num_planned)
+        except _Interrupted as interrupted:
+            status = 128 + interrupted.number
+            print(f"\nstopping experiment {experiment.id} ...", flush=True)
+        finally:
+            signals.let_interrupt(False)
+            stop_experiment(experiment)
+    if status:
+        print(f"stopped; to continue: python -m spos search resume {experiment.id}")
+        return status
+    _print_result(experiment.id, experiment.log, read_entries(experiment.log), num_listed=5)
+    return 0
+
+
+class _Interrupted(Exception):
+    """Ctrl-C or SIGTERM came."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM interrupt only while they may: not while NNI starts or stops."""
+
+    def __init__(self) -> None:
+        self._may_interrupt = False
+        self._pending: int | None = None
+
+    def __enter__(self) -> _Signals:
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._previous = {number: signal.signal(number, self._on_signal) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def let_interrupt(self, may: bool) -> None:
+        """From now on signals raise `_Interrupted` or not; one that came before does at once."""
+        self._may_interrupt = may
+        if may and self._pending is not None:
+            raise _Interrupted(self._pending)
+
+    def _on_signal(self, number: int, _: Any) -> None:
+        self._pending = number
+        if self._may_interrupt:
+            self._may_interrupt = False
+            raise _Interrupted(number)
+
+
+def _print_result(
+    experiment_id: str, log: Path, entries: Sequence[Entry], *, num_listed: int
+) -> None:
+    scored = [each for each in entries if each.score is not None]
+    ranking = sorted(scored, key=lambda each: -(each.score or 0.0))
+    failed = len(entries) - len(scored)
+    print(f"experiment {experiment_id}: {len(scored)} candidates evaluated, {failed} failed")
+    if not ranking:
+        return
+    print(f"{'rank':>4}  {'architecture':12}  {'score':>8}  {'MACs':>10}  {'params':>9}  round")
+    for rank, each in enumerate(ranking[:num_listed], start=1):
+        macs, params = (_scaled(each.metrics.get(name)) for name in ("macs", "params"))
+        print(f"{rank:4}  {each.id:12}  {each.score:8.4f}  {macs:>10}  {params:>9}  {each.round:5}")
+    median = ranking[len(ranking) // 2]
+    print(f"median  {median.id:12}  {median.score:8.4f}")
+    print(f"all candidates: {log / JOURNAL}")
+    print(f"best architecture: {log / BEST}")
+    print(f"train it: python scratch.py --fixed-arc {log / BEST}")
+
+
+def _scaled(count: float | None) -> str:
+    if count is None:
+        return "-"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "K")):
+        if count >= size:
+            return f"{count / size:.1f} {letter}"
+    return f"{count:.0f}"

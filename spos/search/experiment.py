@@ -1,0 +1,268 @@
+"""An experiment's configuration: read, changed by flags, and checked before NNI sees it.
+
+Imports NNI (inside functions: it takes a second) and the rest of the search; never torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import shlex
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spos.errors import ConfigError
+from spos.files import read_bytes
+from spos.search.arguments import ExperimentPaths
+from spos.search.generate import generate_search_space
+
+MAX_CONFIG_BYTES = 2**20
+_INTERPRETER = re.compile(r"^(\s*(?:exec\s+)?)python3?(?=\s)")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What flags change of the file.
+
+    Attributes:
+        class_args: arguments of the tuner.
+        concurrency: ``trialConcurrency``.
+        trial_command: ``trialCommand``.
+        experiments_dir: ``experimentWorkingDirectory``.
+    """
+
+    class_args: Mapping[str, Any] = field(default_factory=dict)
+    concurrency: int | None = None
+    trial_command: str | None = None
+    experiments_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A checked experiment.
+
+    Attributes:
+        config: the configuration in NNI's canonical form, all paths absolute.
+        num_planned: candidates that the search evaluates; None for a tuner that does not say.
+    """
+
+    config: Mapping[str, Any]
+    num_planned: int | None
+
+
+def prepare_experiment(path: Path, changes: Changes) -> Experiment:
+    """Read and check a configuration, and write the search space that it names.
+
+    Raises:
+        ConfigError: naming the file, the key and what is expected.
+        ConstraintError: if a constraint cannot be met, or the cost table is not usable.
+    """
+    config = _load(path)
+    _apply(config, changes)
+    folder = path.parent.resolve()
+    _check_basics(config, folder, path)
+    tuner = _resolve_tuner(config, folder, path)
+    _generate(config, folder)
+    canonical = _canonical(config, path)
+    num_planned = _check_tuner(tuner, canonical, path) if tuner else None
+    _check_budget(canonical, num_planned, bool(changes.class_args), path)
+    _check_gpus(canonical, path)
+    return Experiment(canonical, num_planned)
+
+
+def check_port(port: int) -> None:
+    """Refuse a port that is in use or that no user may open.
+
+    Raises:
+        ConfigError: naming the port.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as problem:
+            reason = getattr(problem, "strerror", None) or problem
+            raise ConfigError(
+                f"--port {port}: cannot be used ({reason}); stop what uses it "
+                "(`nnictl experiment list` shows NNI's) or choose another port"
+            ) from None
+
+
+def _load(path: Path) -> Any:
+    """NNI's own configuration object, not yet validated."""
+    from nni.experiment.config import ExperimentConfig, utils
+
+    text = read_bytes(path, error=ConfigError, max_bytes=MAX_CONFIG_BYTES)
+    try:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        raise ConfigError(f"{path}: is not YAML ({_one_line(problem)})") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(data).__name__}")
+    utils.set_base_path(path.parent.resolve())
+    try:
+        return ExperimentConfig(**data)
+    except Exception as problem:  # NNI raises whatever comes: AttributeError, TypeError, ...
+        raise ConfigError(f"{path}: NNI refuses it ({_one_line(problem)})") from None
+    finally:
+        utils.unset_base_path()
+
+
+def _apply(config: Any, changes: Changes) -> None:
+    if changes.concurrency is not None:
+        config.trial_concurrency = changes.concurrency
+    if changes.trial_command is not None:
+        config.trial_command = changes.trial_command
+    if changes.experiments_dir is not None:
+        config.experiment_working_directory = str(changes.experiments_dir.resolve())
+    if changes.class_args and config.tuner is not None:
+        config.tuner.class_args = {**(config.tuner.class_args or {}), **changes.class_args}
+
+
+def _check_basics(config: Any, folder: Path, path: Path) -> None:
+    """What the rest relies on; NNI's own validation comes later and says less."""
+    platform = getattr(config.training_service, "platform", None)
+    if platform != "local":
+        raise ConfigError(
+            f"{path}: trainingService.platform is {platform!r}; this command protects an NNI "
+            "server on this machine, so it starts `local` experiments only (for others use "
+            "`nnictl create` on a network that you trust)"
+        )
+    if getattr(config.training_service, "reuse_mode", False):
+        raise ConfigError(f"{path}: trainingService.reuseMode does not work in NNI 3.0; remove it")
+    if not config.trial_command:
+        raise ConfigError(f"{path}: trialCommand is missing, expected `exec python tester.py ...`")
+    if not config.search_space_file:
+        raise ConfigError(f"{path}: searchSpaceFile is missing: the file that trialCommand writes")
+    code = _resolve(folder, config.trial_code_directory)
+    if not code.is_dir():
+        raise ConfigError(f"{path}: trialCodeDirectory {code} is not a folder")
+    # NNI runs `python` as found in PATH, which may be another environment's.
+    interpreter = shlex.quote(sys.executable).replace("\\", "\\\\")
+    config.trial_command = _INTERPRETER.sub(rf"\1{interpreter}", config.trial_command)
+
+
+def _resolve_tuner(config: Any, folder: Path, path: Path) -> Any:
+    """The tuner's class; None for one of NNI's own."""
+    tuner = config.tuner
+    name = getattr(tuner, "class_name", None)
+    if not name:
+        if not getattr(tuner, "name", None):
+            raise ConfigError(f"{path}: tuner.className is missing")
+        return None
+    code = _resolve(folder, tuner.code_directory or ".")
+    if not code.is_dir():
+        raise ConfigError(f"{path}: tuner.codeDirectory {code} is not a folder")
+    module_name, _, class_name = name.rpartition(".")
+    sys.path.append(str(code))  # where NNI puts it too
+    try:
+        return getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, ValueError, AttributeError) as problem:
+        raise ConfigError(
+            f"{path}: tuner.className {name!r} cannot be imported ({problem}); expected "
+            "spos.search.tuner.EvolutionTuner or a class in a module in tuner.codeDirectory"
+        ) from None
+    finally:
+        sys.path.remove(str(code))
+
+
+def _generate(config: Any, folder: Path) -> None:
+    target = _resolve(folder, config.search_space_file)
+    if not target.parent.is_dir():
+        raise ConfigError(f"searchSpaceFile: {target.parent} is not a folder")
+    given = (config.tuner.class_args or {}).get("cost_table")
+    paths = ExperimentPaths(_resolve(folder, config.tuner.code_directory or "."), target)
+    generate_search_space(
+        config.trial_command,
+        folder=_resolve(folder, config.trial_code_directory),
+        target=target,
+        table=paths.cost_table(None if given else given),
+    )
+
+
+def _canonical(config: Any, path: Path) -> dict[str, Any]:
+    """The configuration as NNI's manager takes it, validated by NNI."""
+    try:
+        return config.json()
+    except Exception as problem:  # bare AssertionErrors among them
+        reason = _one_line(problem) or "a value that NNI does not allow"
+        raise ConfigError(f"{path}: NNI refuses it ({reason})") from None
+
+
+def _check_tuner(tuner: Any, config: Mapping[str, Any], path: Path) -> int | None:
+    """Check ``classArgs``; how many candidates the tuner will want evaluated, if it says."""
+    arguments = config["tuner"].get("classArgs") or {}
+    try:
+        inspect.signature(tuner).bind(**arguments)
+    except TypeError as problem:
+        known = ", ".join(inspect.signature(tuner).parameters)
+        raise ConfigError(f"{path}: tuner.classArgs: {problem}; expected some of {known}") from None
+    check = getattr(tuner, "check_arguments", None)
+    if check is None:
+        return None
+    paths = ExperimentPaths(Path(config["tuner"]["codeDirectory"]), Path(config["searchSpaceFile"]))
+    return check(arguments, paths=paths)
+
+
+def _check_budget(
+    config: dict[str, Any], num_planned: int | None, is_changed: bool, path: Path
+) -> None:
+    """`maxTrialNumber` must not end the search early; it follows flags that change the search."""
+    if num_planned is None:
+        return
+    if is_changed:
+        config["maxTrialNumber"] = 2 * num_planned  # every candidate may fail once
+    if config.get("maxTrialNumber", num_planned) < num_planned:
+        raise ConfigError(
+            f"{path}: maxTrialNumber is {config['maxTrialNumber']}, but the search has "
+            f"{num_planned} candidates (rounds x population), and those that fail are tried "
+            f"again; set it to {2 * num_planned}, the search ends by itself when it has finished"
+        )
+
+
+def _check_gpus(config: Mapping[str, Any], path: Path) -> None:
+    service = config["trainingService"]
+    per_trial = service.get("trialGpuNumber") or 0
+    if not per_trial:
+        return
+    num_gpus = count_gpus()
+    if per_trial > num_gpus:
+        raise ConfigError(
+            f"{path}: trialGpuNumber is {per_trial}, but this machine has {num_gpus} GPUs; "
+            "leave it out to run trials on the CPU, or on the one GPU that there is"
+        )
+    room = num_gpus * service.get("maxTrialNumberPerGpu", 1) // per_trial
+    if config["trialConcurrency"] > room:
+        raise ConfigError(
+            f"{path}: trialConcurrency is {config['trialConcurrency']}, but {num_gpus} GPUs with "
+            f"{per_trial} for a trial have room for {room}; lower it or raise maxTrialNumberPerGpu"
+        )
+
+
+def count_gpus() -> int:
+    """How many NVIDIA GPUs the driver shows, as NNI counts them."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        try:
+            return pynvml.nvmlDeviceGetCount()
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:  # no driver
+        return 0
+
+
+def _resolve(folder: Path, given: Any) -> Path:
+    return (folder / Path(given).expanduser()).resolve()
+
+
+def _one_line(problem: Exception) -> str:
+    return " ".join(str(problem).split())

@@ -1,0 +1,264 @@
+"""Starting, resuming and stopping NNI safely: `nnictl` with our preload, around one experiment.
+
+Imports the standard library and the rest of the search; never torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spos.errors import ConfigError, SearchError
+from spos.files import read_json
+from spos.search.nni_server import NniServer
+
+PRELOAD = Path(__file__).with_name("nni_preload.js")
+START_SECONDS = 120.0
+STOP_SECONDS = 75.0  # NNI gives itself sixty
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class RunningExperiment:
+    """An experiment whose manager runs on this machine.
+
+    Attributes:
+        id: NNI's id of it.
+        server: its REST server.
+        pid: the manager's process.
+        folder: the experiment's folder; the tuner works in ``log`` below it.
+    """
+
+    id: str
+    server: NniServer
+    pid: int
+    folder: Path
+
+    @property
+    def log(self) -> Path:
+        """The tuner's working directory: `search.jsonl`, `checkpoints/`."""
+        return self.folder / "log"
+
+    @property
+    def state_path(self) -> Path:
+        """The tuner's saved state."""
+        return self.folder / "checkpoint" / "search.json"
+
+
+def start_experiment(config: Mapping[str, Any], *, port: int) -> RunningExperiment:
+    """``nnictl create`` under protection.
+
+    Args:
+        config: a checked configuration (`spos.search.experiment`).
+        port: of NNI's server.
+
+    Raises:
+        SearchError: if NNI does not start, or not protected.
+    """
+    with tempfile.TemporaryDirectory(prefix="spos-search-") as folder:
+        path = Path(folder, "config.yml")
+        path.write_text(json.dumps(config))  # JSON is YAML
+        _run_nnictl(["create", "--config", str(path), "--port", str(port)])
+    return _connect(port)
+
+
+def resume_experiment(
+    experiment_id: str, *, port: int, experiments_dir: Path | None = None
+) -> RunningExperiment:
+    """``nnictl resume`` under protection, with the configuration that the experiment had.
+
+    Raises:
+        SearchError: if the experiment is not known, still runs, or does not start.
+    """
+    known = find_experiment(experiment_id, experiments_dir)
+    if (known.pid is not None and is_alive(known.pid)) and known.status != "STOPPED":
+        raise SearchError(
+            f"experiment {experiment_id} still runs (process {known.pid}, port {known.port}); "
+            f"stop it first with `nnictl stop {experiment_id}`"
+        )
+    command = ["resume", experiment_id, "--port", str(port)]
+    if experiments_dir is not None:
+        command += ["--experiment_dir", str(experiments_dir.resolve())]
+    _run_nnictl(command)
+    return _connect(port)
+
+
+def stop_experiment(experiment: RunningExperiment) -> None:
+    """Stop the manager, its tuner and its trials; kill the manager if it does not stop."""
+    with contextlib.suppress(SearchError):
+        experiment.server.stop()
+    if wait_until_gone(experiment.pid, STOP_SECONDS):
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(experiment.pid, signal.SIGKILL)
+    wait_until_gone(experiment.pid, 5)
+
+
+# -- what NNI knows of experiments -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KnownExperiment:
+    """An experiment's entry in NNI's list (``~/nni-experiments/.experiment``), or its folder."""
+
+    id: str
+    folder: Path
+    status: str = "STOPPED"
+    pid: int | None = None
+    port: int | None = None
+
+
+def list_experiments(experiments_dir: Path | None = None) -> list[KnownExperiment]:
+    """The experiments of a folder, by default of all that NNI lists; the latest search last."""
+    home = Path.home() / "nni-experiments"
+    found: dict[Path, KnownExperiment] = {}
+    for folder in sorted((experiments_dir or home).glob("*/log")):
+        if not folder.parent.is_symlink():  # `_latest`
+            found[folder.parent.resolve()] = KnownExperiment(folder.parent.name, folder.parent)
+    manifest = home / ".experiment"
+    listed = read_json(manifest, error=SearchError) if manifest.exists() else {}
+    for name, entry in listed.items():
+        folder = Path(entry["logDir"], name)
+        if folder.resolve() in found or experiments_dir is None:
+            found[folder.resolve()] = KnownExperiment(
+                name, folder, entry.get("status", ""), entry.get("pid"), entry.get("port")
+            )
+    return sorted(found.values(), key=_last_change)
+
+
+def find_experiment(experiment_id: str, experiments_dir: Path | None = None) -> KnownExperiment:
+    """The experiment with this id.
+
+    Raises:
+        SearchError: listing those that there are.
+    """
+    known = list_experiments(experiments_dir)
+    for each in known:
+        if each.id == experiment_id:
+            return each
+    ids = ", ".join(each.id for each in known[-5:]) or "none"
+    raise SearchError(
+        f"there is no experiment {experiment_id!r} in {experiments_dir or '~/nni-experiments'} "
+        f"(the latest there: {ids}); `nnictl experiment list --all` shows all"
+    )
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs (one that ended but was not waited for does not)."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False if Path("/proc/self").exists() else _answers(pid)
+    return status.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def wait_until_gone(pid: int, seconds: float) -> bool:
+    """Wait for the end of a process; whether it came in time."""
+    give_up_at = time.monotonic() + seconds
+    while is_alive(pid):
+        if time.monotonic() > give_up_at:
+            return False
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+        time.sleep(0.1)
+    return True
+
+
+def _answers(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+def _last_change(experiment: KnownExperiment) -> float:
+    for name in ("search.jsonl", ""):
+        with contextlib.suppress(OSError):
+            return (experiment.folder / "log" / name).stat().st_mtime
+    return 0.0
+
+
+# -- nnictl ----------------------------------------------------------------------------------------
+
+
+def build_environment() -> dict[str, str]:
+    """The environment that NNI's manager, and so the tuner and the trials, are started in."""
+    environment = dict(os.environ)
+    scripts = str(Path(sys.executable).parent)
+    environment["PATH"] = os.pathsep.join([scripts, environment.get("PATH", os.defpath)])
+    for name in ("NO_PROXY", "no_proxy"):  # nnictl would ask a proxy for localhost
+        given = environment.get(name)
+        environment[name] = ",".join(filter(None, [given, "localhost", "127.0.0.1"]))
+    require = f'--require "{PRELOAD}"'  # Node takes quotes here
+    environment["NODE_OPTIONS"] = " ".join(filter(None, [environment.get("NODE_OPTIONS"), require]))
+    environment["PYTHONWARNINGS"] = "ignore::UserWarning"  # nnictl imports pkg_resources
+    return environment
+
+
+def _run_nnictl(arguments: Sequence[str]) -> None:
+    nnictl = Path(sys.executable).with_name("nnictl")
+    if not nnictl.exists():
+        raise ConfigError(
+            f"{nnictl} is not there; install NNI beside this Python: pip install spos"
+        )
+    try:
+        process = subprocess.run(
+            [str(nnictl), *arguments],
+            env=build_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=START_SECONDS,
+            start_new_session=True,  # Ctrl-C is for us: we stop the experiment in order
+        )
+    except subprocess.TimeoutExpired:
+        raise SearchError(
+            f"`nnictl {arguments[0]}` did not come back within {START_SECONDS:.0f} s; see the "
+            "newest folder in ~/nni-experiments"
+        ) from None
+    if process.returncode != 0 or "ERROR" in process.stdout:
+        lines = _COLOR.sub("", process.stdout + process.stderr).strip().splitlines()
+        raise SearchError(
+            f"`nnictl {arguments[0]}` failed (exit status {process.returncode}): "
+            f"{lines[-1] if lines else 'it said nothing'}"
+        )
+
+
+def _connect(port: int) -> RunningExperiment:
+    server = NniServer(port)
+    known = find_experiment(server.experiment_id())
+    if known.pid is None:
+        raise SearchError(f"NNI does not know the process of experiment {known.id}; see nnictl")
+    experiment = RunningExperiment(known.id, server, known.pid, known.folder)
+    if not _refuses_strangers(port):
+        stop_experiment(experiment)
+        raise SearchError(
+            f"NNI's server at port {port} runs without our protection ({PRELOAD} was not loaded), "
+            "so the experiment was stopped; is NODE_OPTIONS overridden?"
+        )
+    return experiment
+
+
+def _refuses_strangers(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    with contextlib.closing(connection):
+        try:
+            path = "/api/v1/nni/check-status"
+            connection.request("GET", path, headers={"Host": "stranger.invalid"})
+            return connection.getresponse().status == http.client.FORBIDDEN
+        except (OSError, http.client.HTTPException):
+            return False

@@ -1,0 +1,86 @@
+"""A trial script like tester.py whose score is a formula, so that real experiments take seconds.
+
+With NNI_GEN_SEARCH_SPACE set it writes the search space and cost.json beside it. In a trial it
+evaluates the architecture it is given and appends ``<id> <event>`` to ``trials.log``. Some ways to
+fail are built in: ``--fail report`` and ``--fail die`` fail the first evaluation of every fourth
+architecture, with and without a word; ``--fail always`` fails every one.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+import time
+from pathlib import Path
+
+from spos.architecture import SearchSpec
+from spos.cost.table import CostTable, Term
+from spos.files import write_json
+from spos.search.trial import in_trial, start_trial
+
+CANDIDATES = ("k3", "k5", "k7", "xcep")
+NUM_LAYERS = 8
+
+
+def toy_spec(num_layers: int = NUM_LAYERS) -> SearchSpec:
+    labels = [f"layer_{number}" for number in range(1, num_layers + 1)]
+    return SearchSpec("toy", {"image_size": 32}, dict.fromkeys(labels, CANDIDATES))
+
+
+def toy_table(spec: SearchSpec | None = None) -> CostTable:
+    spec = spec or toy_spec()
+    terms = [
+        Term(
+            (label,),
+            {
+                "macs": tuple((1 + number) * (100 + 10 * place) for place in range(len(each))),
+                "params": tuple(10 + (number + place) % 5 for place in range(len(each))),
+            },
+        )
+        for number, (label, each) in enumerate(spec.choices.items())
+    ]
+    return CostTable(spec, {"macs": 1000, "params": 100}, terms)
+
+
+def toy_score(choices) -> float:
+    digits = hashlib.sha256(repr(sorted(choices.items())).encode()).hexdigest()[:4]
+    return sum(each == "k5" for each in choices.values()) / 10 + int(digits, 16) / 2**20
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fail", choices=["never", "report", "die", "always"], default="never")
+    parser.add_argument("--seconds", type=float, default=0.0)
+    args = parser.parse_args()
+    if path := os.environ.get("NNI_GEN_SEARCH_SPACE"):
+        write_json(path, toy_spec().search_space())
+        toy_table().save(Path(path).with_name("cost.json"))
+        return 0
+    if not in_trial():
+        raise SystemExit("not in a trial")
+    trial = start_trial()
+    arch = toy_spec().architecture(trial.parameters)
+    is_first = log_event(arch.id, "begin") == 1
+    time.sleep(args.seconds)
+    if args.fail == "always" or (args.fail != "never" and is_first and int(arch.id, 16) % 4 == 0):
+        if args.fail != "die":
+            trial.report_failure("it was meant to fail")
+        return 1
+    trial.report_intermediate(toy_score(arch.choices) / 2)
+    score = toy_score(arch.choices)
+    trial.report_final({"default": score, "top1": score, "arch": trial.parameters})
+    log_event(arch.id, "end")
+    return 0
+
+
+def log_event(identifier: str, event: str) -> int:
+    """Append a line and return how often it is there."""
+    with open("trials.log", "a+") as file:
+        file.write(f"{identifier} {event}\n")
+        file.flush()
+        file.seek(0)
+        return file.read().count(f"{identifier} {event}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
