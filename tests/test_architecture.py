@@ -287,6 +287,7 @@ REFUSED = {
     "metric as text": (version_1(metrics={"top1": "0.7"}), ["metric 'top1' is '0.7'", "number"]),
     "metric True": (version_1(metrics={"top1": True}), ["metric 'top1' is True"]),
     "metric NaN": ('{"version": 1, "metrics": {"top1": NaN}}', ["not valid JSON", "NaN"]),
+    "metric infinite": ('{"version": 1, "metrics": {"top1": 1e999}}', ["not valid JSON", "1e999"]),
     "repeated label": ('{"layer_1": "k3", "layer_1": "k5"}', ["'layer_1' is given twice"]),
     "half a file": (GOLDEN[:200], ["not valid JSON"]),
     "empty file": ("", ["not valid JSON"]),
@@ -295,6 +296,10 @@ REFUSED = {
     "text": ('"k3"', ["found str"]),
     "empty object": ("{}", ["missing", "'layer_1'"]),
     "NNI 3 with candidate 0": ('{"layer_1": 0, "channel_1": 16, "layer_2": "k3"}', ["layer_1"]),
+    "NNI 3 with width as float": (
+        '{"layer_1": "k3", "channel_1": 16.0, "layer_2": "k3"}',
+        ["channel_1 is 16.0", "[16, 24, 32]"],
+    ),
     "too few ids": ("[0, 0]", ["3 labels", "found a list of 2"]),
     "too many ids": ("[0, 0, 0, 0]", ["found a list of 4"]),
     "id out of range": ("[2, 0, 0]", ["entry for layer_1 is 2", "['k3', 'k5']"]),

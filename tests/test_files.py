@@ -199,6 +199,18 @@ def test_two_processes_append_without_loss(tmp_path):
     assert len(entries) == 130
 
 
+def test_append_waits_for_another_writer(tmp_path):
+    path = tmp_path / "search.jsonl"
+    with lock_file(path):
+        path.write_bytes(b'{"half a line')  # of ours, which the other must not take for a crash
+        child = start(APPEND, path, "other", 1, 1)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(0.5)
+        path.write_bytes(b'{"half a line": "whole"}\n')
+    assert child.wait() == 0
+    assert len(read_journal(path)) == 2
+
+
 @pytest.mark.parametrize("line", [b"", b"garbage", b"{", b"NaN", b"\xff\xfe", b"1 2"])
 def test_journal_with_a_damaged_line_is_our_error(tmp_path, line):
     path = tmp_path / "search.jsonl"
