@@ -34,6 +34,7 @@ from spos.errors import (
     SposError,
 )
 from spos.files import digest, read_journal, write_json
+from spos.search.experiment import Changes, prepare_experiment
 from spos.search.results import read_entries
 from spos.spaces import build_subnet, space_spec
 from spos.subnet import load_subnet
@@ -166,6 +167,9 @@ READERS = {
         returns=("NNI's JSON",),
     ),
     "search record": Reader("search.jsonl", lambda path: read_entries(path.parent), SearchError),
+    "experiment": Reader(
+        "config.yml", lambda path: prepare_experiment(path, Changes()), ConfigError
+    ),
     "run settings": Reader("args.json", lambda path: read_settings(path.parent), ConfigError),
     "split": Reader("split.json", load_split, DataError),
     "image": Reader("image.jpg", read_image, DataError),
