@@ -70,12 +70,15 @@ class DaliLoader:
         """See `spos.data.loader.Loader.epoch`."""
         self._rewind()
         turn = self._feed.begin(self._workers.epoch(epoch, start))
-        while (outputs := self._run()) is not None:
-            encoded = self._feed.pending.popleft()
-            pixels = self._deliver(outputs[0], len(encoded.labels))
-            labels = torch.from_numpy(encoded.labels).to(self._device, non_blocking=True)
-            yield pixels.permute(0, 3, 1, 2), labels  # pixels (N, H, W, 3) to (N, 3, H, W)
-            assert turn == self._feed.turn, "another epoch of this loader has begun"
+        try:
+            while (outputs := self._run()) is not None:
+                encoded = self._feed.pending.popleft()
+                pixels = self._deliver(outputs[0], len(encoded.labels))
+                labels = torch.from_numpy(encoded.labels).to(self._device, non_blocking=True)
+                yield pixels.permute(0, 3, 1, 2), labels  # pixels (N, H, W, 3) to (N, 3, H, W)
+                assert turn == self._feed.turn, "another epoch of this loader has begun"
+        finally:
+            self._feed.end(turn)
         if self._feed.error is not None:
             raise self._feed.error
 
@@ -164,6 +167,11 @@ class _Feed:
         self.error = None
         self.turn += 1
         return self.turn
+
+    def end(self, turn: int) -> None:
+        """Let go of the batches of that turn, and so of the workers that make them."""
+        if turn == self.turn:
+            self._batches = iter(())
 
     def __call__(self) -> tuple[Any, ...]:
         """The next batch as DALI's inputs: the encoded files, and `_inputs`."""

@@ -46,10 +46,12 @@ def decode_rgb(encoded: bytes, *, path: Path | str) -> Image.Image | BadImage:
     """Decode to the last pixel (Pillow's `open` alone reads only the header) and convert to RGB.
 
     Grey, palette, CMYK and transparent images become RGB as Pillow converts them; the orientation
-    in a photograph's metadata is not applied, as in torchvision's ImageFolder.
+    in a photograph's metadata is not applied, as in torchvision's ImageFolder. Grey images of more
+    than 8 bits are refused: Pillow would cut their values off at 255.
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            _refuse_deep_grey(image)
             return image.convert("RGB")
     except Exception as problem:  # plug-ins raise OSError, SyntaxError, struct.error and more
         return BadImage(str(path), _reason(encoded, problem))
@@ -72,9 +74,17 @@ def encoded_size(encoded: bytes, *, path: Path | str) -> tuple[int, int] | BadIm
         return image if isinstance(image, BadImage) else image.size
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            _refuse_deep_grey(image)
             return image.size
     except Exception as problem:  # as above
         return BadImage(str(path), _reason(encoded, problem))
+
+
+def _refuse_deep_grey(image: Image.Image) -> None:
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"grey levels of more than 8 bits, mode {image.mode}; convert it to 8 bits"
+        )
 
 
 def _has_end(encoded: bytes) -> bool:

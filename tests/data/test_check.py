@@ -64,11 +64,14 @@ def test_what_is_no_image_is_found(tmp_path: Path) -> None:
     (tmp_path / "empty.bmp").touch()
     large = encode(Image.effect_noise((64, 64), 50), "PNG")
     (tmp_path / "cut.png").write_bytes(large[: len(large) // 2])
+    deep = Image.fromarray(np.full((8, 8), 40_000, np.uint16))
+    (tmp_path / "deep.png").write_bytes(encode(deep, "PNG"))
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere")
     bad = find_bad(tmp_path)
     assert set(bad) == {each.name for each in tmp_path.iterdir()}
     assert bad["empty.bmp"] == "the file is empty"
     assert bad["text.jpg"].startswith("not an image")
+    assert "8 bits" in bad["deep.png"]
     assert bad["gone.jpg"] == "No such file or directory"
 
 
