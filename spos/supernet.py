@@ -5,10 +5,12 @@ Imports `spos.architecture`, `spos.errors`, `spos.spaces`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from spos.architecture import Candidate, Choices, SearchSpec
 from spos.errors import ArchitectureError, ConfigError
@@ -16,6 +18,7 @@ from spos.spaces.nni_pieces import (
     ModelSpace,
     ParametrizedModule,
     build_widest,
+    list_mutables,
     model_context,
     nni_sample,
     read_choices,
@@ -54,10 +57,10 @@ class Supernet(nn.Module):
         self.spec_choices: dict[str, tuple[Candidate, ...]] = {
             label: tuple(table) for label, table in self._values.items()
         }
-        if any(isinstance(each, ParametrizedModule) and each.mutables for each in space.modules()):
+        if any(isinstance(m, ParametrizedModule) and list_mutables(m) for m in space.modules()):
             space = build_widest(space, self._values)
         self._switches = share_weights(space, self._values)
-        self._space: ModelSpace
+        self._space: Any
         self.__dict__["_space"] = space  # no child: parameters would be named "space...." then
         self._modules, self._parameters = space._modules, space._parameters
         self._buffers = space._buffers
@@ -166,10 +169,8 @@ def _inherit(supernet: Supernet, subnet: nn.Module) -> None:
     """
     sources = [each for each in supernet.active_modules() if own_tensors(each)]
     targets = [each for each in subnet.modules() if own_tensors(each)]
-    if len(sources) != len(targets) or _flags(supernet.active_modules()) != _flags(
-        subnet.modules()
-    ):
-        raise _another_network(subnet, "its layers or their settings are others")
+    if len(sources) != len(targets):
+        raise _another_network(subnet, f"{len(targets)} layers in place of {len(sources)}")
     first = next(supernet.parameters())
     subnet.to(device=first.device, dtype=first.dtype)
     for source, target in zip(sources, targets, strict=True):
@@ -180,35 +181,22 @@ def _inherit(supernet: Supernet, subnet: nn.Module) -> None:
 def _copy_tensors(source: nn.Module, target: nn.Module, subnet: nn.Module) -> None:
     tensors = active_tensors(source)
     copies = own_tensors(target)
+    kind = type(target).__name__
+    if not isinstance(source, (type(target), Supernet)):
+        raise _another_network(subnet, f"a {kind} in place of a {type(source).__name__}")
     if unexpected := tensors.keys() - copies.keys():
-        raise _another_network(subnet, f"a {type(target).__name__} lacks {sorted(unexpected)}")
+        raise _another_network(subnet, f"a {kind} without {', '.join(sorted(unexpected))}")
     for name, copy in copies.items():
         if name in tensors and tensors[name].shape == copy.shape:
             copy.copy_(tensors[name])
-        elif name not in tensors and isinstance(target, nn.BatchNorm2d) and target.affine:
+        elif name not in tensors and isinstance(target, _BatchNorm) and target.affine:
             copy.fill_(1.0 if name == "weight" else 0.0)  # what BatchNorm without affine does
         else:
-            raise _another_network(
-                subnet, f"the {name} of a {type(target).__name__} has the shape {tuple(copy.shape)}"
-            )
-
-
-def _flags(modules: Iterable[nn.Module]) -> list[tuple[str, dict[str, bool]]]:
-    """What composite modules decided in their constructors, such as to add a residual."""
-    flags = []
-    for module in list(modules)[1:]:  # without the root
-        own = {
-            name: value
-            for name, value in vars(module).items()
-            if type(value) is bool and name not in ("training", "affine")
-        }
-        if own and module._modules:
-            flags.append((type(module).__name__, own))
-    return flags
+            raise _another_network(subnet, f"a {kind} whose {name} is of {tuple(copy.shape)}")
 
 
 def _another_network(subnet: nn.Module, reason: str) -> ConfigError:
     return ConfigError(
         f"{type(subnet).__name__}: the network that its constructor makes of a fixed architecture "
-        f"is not the path of the supernet: {reason}"
+        f"is not the path of the supernet; it has {reason}"
     )

@@ -64,19 +64,7 @@ def count_layers(module: nn.Module, image_size: int) -> list[LayerCost]:
     Raises:
         ConfigError: if the network cannot run on such images.
     """
-    module = copy.deepcopy(module).to("meta").eval()
-    names = {id(each): name for name, each in module.named_modules()}
-    active = module.active_modules() if isinstance(module, Supernet) else module.modules()
-    layers = [each for each in active if own_tensors(each)]
-    positions = _count_positions(module, layers, image_size)
-    costs, counted = [], set()
-    for layer in layers:
-        parameters = dict(layer.named_parameters(recurse=False))
-        shared = {name for name, each in parameters.items() if id(each) in counted}
-        counted.update(map(id, parameters.values()))
-        macs, params = _layer_cost(layer, positions.get(id(layer), 0), shared)
-        costs.append(LayerCost(names[id(layer)], macs, params))
-    return [cost for cost in costs if cost.macs or cost.params]
+    return _count_layers(copy.deepcopy(module).to("meta").eval(), image_size)
 
 
 def count_macs(module: nn.Module, image_size: int) -> int:
@@ -119,6 +107,7 @@ def build_cost_table(name: str, *, options: Mapping[str, Any]) -> CostTable:
     sums = _sum_by_labels(spec, layers, positions)
     fixed = sums.pop((), {(): (0, 0)})[()]
     table = CostTable(spec, dict(zip(METRICS, fixed, strict=True)), _terms(spec, sums))
+    _check_classes(supernet, spec, image_size)
     _check_table(table, supernet, image_size)
     return table
 
@@ -149,6 +138,21 @@ class _Layer:
         if slicing := get_slicing(self.module):
             slicing.select(choices)
         return _layer_cost(self.module, positions)
+
+
+def _count_layers(module: nn.Module, image_size: int) -> list[LayerCost]:
+    names = {id(each): name for name, each in module.named_modules()}
+    active = module.active_modules() if isinstance(module, Supernet) else module.modules()
+    layers = [each for each in active if own_tensors(each)]
+    positions = _count_positions(module, layers, image_size)
+    costs, counted = [], set()
+    for layer in layers:
+        parameters = dict(layer.named_parameters(recurse=False))
+        shared = {name for name, each in parameters.items() if id(each) in counted}
+        counted.update(map(id, parameters.values()))
+        macs, params = _layer_cost(layer, positions.get(id(layer), 0), shared)
+        costs.append(LayerCost(names[id(layer)], macs, params))
+    return [cost for cost in costs if cost.macs or cost.params]
 
 
 def _layer_cost(layer: nn.Module, positions: int, shared: Iterable[str] = ()) -> Costs:
@@ -200,14 +204,19 @@ def _count_positions(
         for layer in layers:
             if isinstance(layer, _MULTIPLIERS):
                 hooks.callback(layer.register_forward_hook(count).remove)
-        try:
-            network(torch.empty(1, 3, image_size, image_size, device="meta"))
-        except (RuntimeError, NotImplementedError) as problem:
-            raise ConfigError(
-                f"the network cannot be counted on images of {image_size} x {image_size}, "
-                f"because it does not run on them: {problem}"
-            ) from problem
+        _run(network, image_size)
     return positions
+
+
+def _run(network: nn.Module, image_size: int) -> Tensor:
+    """Outputs for one image, of which only the shape is known."""
+    try:
+        return network(torch.empty(1, 3, image_size, image_size, device="meta"))
+    except (RuntimeError, NotImplementedError) as problem:
+        raise ConfigError(
+            f"the network cannot be counted on images of {image_size} x {image_size}, "
+            f"because it does not run on them: {problem}"
+        ) from problem
 
 
 def _observe_positions(
@@ -296,13 +305,23 @@ def _term(spec: SearchSpec, labels: Labels, parts: Mapping[Labels, Mapping[Key, 
     return Term(labels, dict(zip(METRICS, zip(*rows, strict=True), strict=True)))
 
 
+def _check_classes(supernet: Supernet, spec: SearchSpec, image_size: int) -> None:
+    """A constructor that takes no number of classes may have settled on another."""
+    shape = tuple(_run(supernet, image_size).shape)
+    if "num_classes" in spec.options and shape != (1, spec.options["num_classes"]):
+        raise ConfigError(
+            f"{spec.space}: makes outputs of the shape {shape} of one image, expected "
+            f"{(1, spec.options['num_classes'])}; let the constructor take num_classes"
+        )
+
+
 def _check_table(table: CostTable, supernet: Supernet, image_size: int) -> None:
     """Compare the table with direct counts of a few paths."""
     generator = random.Random(0)
     for _ in range(NUM_CHECKED_PATHS):
         choices = {k: generator.choice(v) for k, v in table.spec.choices.items()}
         supernet.activate(choices)
-        layers = count_layers(supernet, image_size)
+        layers = _count_layers(supernet, image_size)
         counted = _add((layer.macs, layer.params) for layer in layers)
         if counted != tuple(table.cost(choices, metric) for metric in METRICS):
             raise ConfigError(

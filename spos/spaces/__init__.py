@@ -15,7 +15,7 @@ from torch import nn
 
 from spos.architecture import Architecture, SearchSpec
 from spos.errors import ConfigError
-from spos.spaces.nni_pieces import ModelSpace, model_context, nni_sample, read_choices
+from spos.spaces.nni_pieces import ModelSpace, model_context, nni_sample, open_hub, read_choices
 from spos.spaces.shufflenet import ShuffleNetV2Space
 
 # A user's own space may be added here, or be named "module:Class" on the command line.
@@ -50,11 +50,13 @@ def load_space_class(name: str, *, allow_import: bool = False) -> type[ModelSpac
             f"not start; if you trust it, say so on the command line: --space {name}"
         )
     try:
+        if module_name.startswith("nni.nas.hub"):
+            open_hub()
         space_class = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as problem:
+    except (ImportError, AttributeError, TypeError, ValueError) as problem:
         raise ConfigError(
             f"the search space {name!r} cannot be imported ({problem}); expected "
-            "package.module:Class, with the package installed or in the current folder"
+            "package.module:Class that Python finds (installed, or on PYTHONPATH)"
         ) from problem
     if not (isinstance(space_class, type) and issubclass(space_class, ModelSpace)):
         raise ConfigError(f"{name!r} is not a subclass of nni.nas.nn.pytorch.ModelSpace")
@@ -77,7 +79,7 @@ def build_space(name: str, *, options: Mapping[str, Any], affine: bool) -> Model
     Raises:
         ConfigError: if the space is unknown, or has no such option, or refuses a value.
     """
-    space_class = load_space_class(name)
+    space_class: Any = load_space_class(name)
     return space_class(**_arguments(name, space_class, options, affine))
 
 

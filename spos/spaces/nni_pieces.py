@@ -5,8 +5,10 @@ Imports NNI, torch and `spos.errors`; every other module takes NNI's classes fro
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -27,13 +29,10 @@ with warnings.catch_warnings():
         ParametrizedModule,
         Repeat,
     )
-    from nni.nas.nn.pytorch.choice import ChosenInputs
     from nni.nas.space import model_context
 
 __all__ = [
-    "Categorical",
     "Cell",
-    "ChosenInputs",
     "InputChoice",
     "LayerChoice",
     "ModelSpace",
@@ -43,9 +42,10 @@ __all__ = [
     "ParametrizedModule",
     "Repeat",
     "build_widest",
-    "frozen_context",
+    "list_mutables",
     "model_context",
     "nni_sample",
+    "open_hub",
     "read_choices",
     "tabulate",
 ]
@@ -53,6 +53,29 @@ __all__ = [
 NniValues = Mapping[str, Mapping[Candidate, Any]]  # label -> candidate -> NNI's value of it
 
 MAX_COMBINATIONS = 65_536
+
+
+def open_hub() -> None:
+    """Make the modules of NNI's hub importable without Lightning.
+
+    Its package imports every space and with NASNet NNI's one-shot trainers, which need Lightning.
+    Where that is not installed, the package is left empty, and a space is imported from its module
+    (``nni.nas.hub.pytorch.proxylessnas``).
+    """
+    name = "nni.nas.hub.pytorch"
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as problem:
+        specification = importlib.util.find_spec(name)
+        if "lightning" not in str(problem.name) or specification is None:
+            raise
+        sys.modules[name] = importlib.util.module_from_spec(specification)
+
+
+def list_mutables(module: Any) -> list[Mutable]:
+    """What a module itself lets be chosen, as NNI has registered it; empty for plain modules."""
+    mutables: Any = module.mutables if isinstance(module, MutableModule) else ()
+    return list(mutables)
 
 
 def read_choices(space: ModelSpace) -> dict[str, dict[Candidate, Any]]:
@@ -137,7 +160,8 @@ def build_widest(space: ModelSpace, values: NniValues) -> ModelSpace:
         if len(numbers := _numbers(table.values())) == len(table)
     }
     with frozen_context(largest):
-        return type(space)(*space.trace_args, **space.trace_kwargs)
+        widest: Any = type(space)(*space.trace_args, **space.trace_kwargs)
+    return widest
 
 
 def _name(value: Any) -> Candidate:

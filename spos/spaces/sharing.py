@@ -22,6 +22,7 @@ from spos.spaces.nni_pieces import (
     NniValues,
     ParametrizedModule,
     Repeat,
+    list_mutables,
     tabulate,
 )
 from spos.spaces.sliced import Slicing, slice_layer
@@ -146,17 +147,17 @@ def share_weights(space: ModelSpace, values: NniValues) -> list[Switch]:
     return switches
 
 
-def _replace(module: nn.Module, values: NniValues, source: str) -> tuple[nn.Module, Switch | None]:
+def _replace(module: Any, values: NniValues, source: str) -> tuple[nn.Module, Switch | None]:
     """The module that stands for ``module``, and what has to follow the choices, if anything."""
     if isinstance(module, LayerChoice):
-        choice = Choice(module.label, {name: module[name] for name in module.names})
+        choice = Choice(module.choice.label, {name: module[name] for name in module.names})
         return choice, choice
     if isinstance(module, Repeat) and isinstance(module.depth_choice, Mutable):
         return (depth := _depth(module, values, source)), depth
     if isinstance(module, InputChoice):
         if module.n_chosen != 1 or module.reduction == "none":
             raise ConfigError(f"{source}: {module} must choose one input and return it")
-        chosen = ActiveInput(module.label)
+        chosen = ActiveInput(module.choice.label)
         return chosen, chosen
     if isinstance(module, Cell) and (module.op_candidates_factory or module.merge_op != "all"):
         raise ConfigError(
@@ -164,11 +165,11 @@ def _replace(module: nn.Module, values: NniValues, source: str) -> tuple[nn.Modu
             "for the chosen input, or whose output is made of its loose ends; give it modules as "
             "candidates and merge_op='all'"
         )
-    if isinstance(module, MutableModule) and module.mutables:
+    if isinstance(module, MutableModule) and (mutables := list_mutables(module)):
         if not isinstance(module, ParametrizedModule):
             raise ConfigError(
                 f"{source}: a supernet cannot share the weights of {type(module).__name__}, which "
-                f"depends on {', '.join(str(each) for each in module.mutables)}; use LayerChoice, "
+                f"depends on {', '.join(map(str, mutables))}; use LayerChoice, "
                 "Repeat, InputChoice, or nni.choice in MutableConv2d, MutableBatchNorm2d, "
                 "MutableLinear and MutableLayerNorm"
             )
@@ -176,7 +177,7 @@ def _replace(module: nn.Module, values: NniValues, source: str) -> tuple[nn.Modu
     return module, None
 
 
-def _depth(repeat: Repeat, values: NniValues, source: str) -> Depth:
+def _depth(repeat: Any, values: NniValues, source: str) -> Depth:
     if type(repeat) is not Repeat:
         raise ConfigError(
             f"{source}: a supernet cannot share the weights of a {type(repeat).__name__} of "

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from spos.architecture import Candidate, Choices
 from spos.errors import ConfigError
-from spos.spaces.nni_pieces import NniValues, ParametrizedModule, tabulate
+from spos.spaces.nni_pieces import NniValues, tabulate
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Extent:
         slices: name of a parameter or buffer -> the part of the largest one that is used.
     """
 
-    plain: nn.Module
+    plain: Any
     slices: Mapping[str, tuple[slice, ...]]
 
 
@@ -117,7 +118,7 @@ class SlicedLayerNorm(nn.LayerNorm):
 _SLICED = (SlicedConv2d, SlicedBatchNorm2d, SlicedLinear, SlicedLayerNorm)
 
 
-def slice_layer(layer: ParametrizedModule, values: NniValues, *, source: str) -> Slicing:
+def slice_layer(layer: Any, values: NniValues, *, source: str) -> Slicing:
     """Turn one of NNI's mutable layers, built at its largest size, into a sliced layer.
 
     The layer stays the same object, with its tensors and with what the space's constructor did to
@@ -176,7 +177,7 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _active_plain(layer: nn.Module) -> nn.Module:
+def _active_plain(layer: nn.Module) -> Any:
     assert isinstance(layer, _SLICED) and layer.slicing.active is not None, "no path is active"
     return layer.slicing.active.plain
 
