@@ -1,0 +1,405 @@
+"""The evolutionary searcher: pytest tests/search/test_evolution.py"""
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from toy_trial import toy_score, toy_spec, toy_table
+
+from spos.architecture import SearchSpec
+from spos.cost.table import Constraint
+from spos.errors import ArchitectureError, ConfigError, SearchError
+from spos.search.evolution import MAX_ATTEMPTS, Evolution
+from spos.search.feasible import FeasibleSpace
+from spos.search.settings import EvolutionSettings
+
+
+def make_search(*, num_layers=20, constraints=(), **changes) -> Evolution:
+    space = FeasibleSpace(toy_table(toy_spec(num_layers)), constraints)
+    return Evolution(space, EvolutionSettings(**changes))
+
+
+def key(choices) -> tuple:
+    return tuple(sorted(choices.items()))
+
+
+def run(search: Evolution, score=toy_score) -> list[dict]:
+    asked = []
+    while (choices := search.ask()) is not None:
+        asked.append(choices)
+        search.tell(choices, score(choices))
+    return asked
+
+
+def test_defaults_are_those_of_the_official_code():
+    defaults = EvolutionSettings()
+    assert (defaults.rounds, defaults.population, defaults.num_parents) == (20, 50, 10)
+    assert (defaults.num_mutations, defaults.num_crossovers) == (25, 25)
+    assert (defaults.mutation_probability, defaults.num_planned) == (0.1, 1000)
+
+
+def test_shares_follow_the_population():
+    small = EvolutionSettings(population=3)
+    assert (small.num_parents, small.num_mutations, small.num_crossovers) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rounds", 0),
+        ("population", 2.5),
+        ("population", True),
+        ("num_parents", 0),
+        ("num_mutations", -1),
+        ("num_crossovers", 40),
+        ("mutation_probability", 1.5),
+        ("mutation_probability", "often"),
+        ("seed", -1),
+        ("max_failures", 0),
+    ],
+)
+def test_wrong_settings_are_named(name, value):
+    with pytest.raises(ConfigError, match=name):
+        EvolutionSettings(**{name: value})
+
+
+def test_full_search_meets_its_limit_without_duplicates():
+    limit = Constraint("macs", high=24_500)
+    search = make_search(constraints=[limit])
+    asked = run(search)
+    assert len(asked) == len({key(each) for each in asked}) == 1000
+    assert all(limit.allows(search.space.table, each) for each in asked)
+    assert search.is_finished and search.ask() is None
+    assert search.num_completed_rounds == 20
+
+
+def test_evolution_beats_random_search():
+    evolved = make_search(rounds=8)
+    run(evolved)
+    random = make_search(rounds=8, num_mutations=0, num_crossovers=0)
+    run(random)
+    assert evolved.ranking()[9].score > random.ranking()[0].score
+
+
+def test_crossover_takes_every_gene_from_a_parent():
+    search = make_search(rounds=2, population=40, num_mutations=0, num_crossovers=40)
+    asked = run(search)
+    parents = [each.choices for each in search.ranking(last_round=1)[:8]]
+    children = [each for each in asked if search.round_of(each) == 2]
+    assert len(children) == 40
+    for label in search.space.spec.choices:
+        assert {each[label] for each in children} <= {each[label] for each in parents}
+
+
+def test_mutation_changes_about_a_tenth_of_a_parent():
+    search = make_search(rounds=2, population=40, num_mutations=40, num_crossovers=0)
+    asked = run(search)
+    parents = [each.choices for each in search.ranking(last_round=1)[:8]]
+    distances = [
+        min(sum(child[label] != each[label] for label in child) for each in parents)
+        for child in asked[40:]
+    ]
+    # A gene is drawn anew with probability 0.1 and then differs in three of four cases.
+    assert 1 <= sum(distances) / len(distances) <= 2.5
+
+
+def test_concurrent_workers_never_wait():
+    search = make_search(rounds=3, population=10)
+    asked = [search.ask() for _ in range(30)]
+    assert all(asked) and search.round == 3
+    assert search.ask() is None and not search.is_finished
+    for each in reversed(asked):
+        search.tell(each, toy_score(each))
+    assert search.is_finished
+
+
+def test_later_rounds_use_scores_that_came_late():
+    search = make_search(rounds=3, population=10, num_mutations=0, num_crossovers=10)
+    first = [search.ask() for _ in range(10)]
+    running = search.ask()  # round 2 is bred without any score: at random
+    assert search.round_of(running) == 2
+    for each in first:
+        search.tell(each, toy_score(each))
+    rest = [search.ask() for _ in range(9)]
+    third = search.ask()
+    assert search.round_of(third) == 3
+    parents = [each.choices for each in search.ranking()[:2]]
+    assert all(third[label] in {each[label] for each in parents} for label in third)
+    assert len({key(each) for each in [*first, running, *rest, third]}) == 21
+
+
+@pytest.mark.parametrize("score", [None, math.nan, math.inf, -math.inf, True, "0.9"])
+def test_failure_is_retried_once_then_excluded(score):
+    search = make_search(rounds=1, population=3, max_failures=100)
+    bad = search.ask()
+    assert search.tell(bad, score) is False
+    others = [search.ask(), search.ask()]
+    again = search.ask()
+    assert again == bad
+    assert search.tell(again, score) is True
+    for each in others:
+        search.tell(each, 0.5)
+    assert search.is_finished
+    assert bad not in [each.choices for each in search.ranking()]
+
+
+def test_failed_candidates_are_never_parents():
+    search = make_search(
+        rounds=2, population=20, num_mutations=0, num_crossovers=20, max_failures=100
+    )
+    good, bad = [], []
+    for number in range(20):
+        choices = search.ask()
+        (bad if number % 2 else good).append(choices)
+        search.tell(choices, None if number % 2 else float(number))
+    for again in bad:
+        assert search.ask() == again
+        search.tell(again, math.nan)
+    child = search.ask()
+    assert search.round_of(child) == 2
+    assert all(child[label] in {each[label] for each in good[-4:]} for label in child)
+
+
+def test_ten_failures_in_a_row_stop_the_search():
+    search = make_search()
+    for _ in range(9):
+        search.tell(search.ask(), None)
+    search.tell(search.ask(), 0.1)
+    for _ in range(9):
+        search.tell(search.ask(), None)
+    assert not search.is_stopped
+    search.count_failure()
+    assert search.is_stopped and search.ask() is None and not search.is_finished
+
+
+def test_stopped_search_continues_after_reload():
+    search = make_search(rounds=2, population=12)
+    failed = [search.ask() for _ in range(10)]
+    for each in failed:
+        search.tell(each, None)
+    assert search.is_stopped
+    again = make_search(rounds=2, population=12)
+    again.load_state(json.loads(json.dumps(search.state())))
+    asked = run(again)
+    assert all(each in asked for each in failed)  # nothing was excluded by the common cause
+    assert again.is_finished
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_exhausted_space_finishes_the_search(num_layers):
+    search = make_search(num_layers=num_layers)
+    assert len(run(search)) == 4**num_layers
+    assert search.is_finished and search.num_completed_rounds == search.round
+
+
+def test_exhausted_constraint_finishes_the_search():
+    table = toy_table(toy_spec(20))
+    low, _ = table.bounds("macs")
+    limit = Constraint("macs", high=low + 30)  # layer_1 +10 .. +30, layer_2 +20, layer_3 +30: 7
+    search = Evolution(FeasibleSpace(table, [limit]))
+    asked = run(search)
+    assert len(asked) == 7 and search.is_finished
+    assert all(limit.allows(table, each) for each in asked)
+
+
+def test_late_and_repeated_tells_change_nothing():
+    search = make_search(rounds=1, population=4)
+    first, second = search.ask(), search.ask()
+    assert search.tell(first, 0.5) is True
+    before = search.state()
+    assert search.tell(first, 0.7) is False
+    assert search.tell(first, None) is False
+    assert search.state() == before
+    search.tell(second, None)
+    before = search.state()
+    assert search.tell(second, None) is False  # it waits for its second chance
+    assert search.state() == before
+
+
+def test_score_that_comes_late_wins_over_a_failure():
+    search = make_search(rounds=1, population=3)
+    late = search.ask()
+    search.tell(late, None)
+    assert search.tell(late, 0.9) is True
+    assert late not in run(search)
+    assert search.ranking()[0].choices == late
+
+
+def test_lost_candidate_is_retried_without_counting_in_a_row():
+    search = make_search(rounds=1, population=30)
+    lost = [search.ask() for _ in range(20)]
+    assert not any(search.lose(each) for each in lost)
+    assert not search.is_stopped
+    assert search.lose(lost[0]) is False  # waits already
+    asked = run(search)
+    assert len(asked) == 30
+
+
+def test_results_from_elsewhere_are_parents_but_not_planned():
+    search = make_search(rounds=1, population=5)
+    given = dict.fromkeys(search.space.spec.choices, "k5")
+    assert search.tell(given, 99.0) is True
+    asked = run(search)
+    assert len(asked) == 5 and given not in asked
+    assert search.ranking()[0].choices == given and search.round_of(given) == 0
+
+
+def test_result_from_elsewhere_must_meet_the_constraints():
+    table = toy_table(toy_spec(20))
+    low, _ = table.bounds("macs")
+    search = Evolution(FeasibleSpace(table, [Constraint("macs", high=low + 500)]))
+    assert search.tell(dict.fromkeys(search.space.spec.choices, "xcep"), 99.0) is False
+    assert search.ranking() == []
+
+
+def test_choices_of_another_space_are_refused():
+    with pytest.raises(ArchitectureError, match="layer_1"):
+        make_search().tell({"layer_1": "k9"}, 0.5)
+
+
+def test_same_seed_same_search_under_any_hash_seed():
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]);"
+        "from test_evolution import make_search, run;"
+        "import json; print(json.dumps(run(make_search(rounds=10, seed=7))))"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", script, str(Path(__file__).parent)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert outputs[0] == outputs[1]
+    assert len(json.loads(outputs[0])) == 500
+    assert json.loads(outputs[0]) != run(make_search(rounds=10, seed=8))
+
+
+def test_sequence_is_pinned():
+    """Files of a running search must mean the same in the next release."""
+    asked = run(make_search(rounds=3, population=10, seed=1))
+    text = json.dumps([list(each.values()) for each in asked])
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "0ae1e5d222c85a90"
+
+
+@pytest.mark.parametrize("num_before", [0, 7, 20, 33])
+def test_reload_continues_with_the_same_candidates(num_before):
+    changes = {"rounds": 4, "population": 10, "seed": 3}
+    expected = run(make_search(**changes))
+    first = make_search(**changes)
+    for choices in expected[:num_before]:
+        assert first.ask() == choices
+        first.tell(choices, toy_score(choices))
+    second = make_search(**changes)
+    second.load_state(json.loads(json.dumps(first.state())))
+    assert run(second) == expected[num_before:]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda state: state.update(version=99), "version"),
+        (lambda state: state["settings"].update(seed=5), "seed"),
+        (lambda state: state.pop("waiting"), "malformed"),
+        (lambda state: state.update(waiting=[10**9]), "malformed"),
+        (lambda state: state["candidates"][0].pop(), "malformed"),
+        (lambda state: state["candidates"][0].__setitem__(0, [9] * 20), "malformed"),
+        (lambda state: state["candidates"][0].__setitem__(2, "odd"), "malformed"),
+        (lambda state: state["candidates"][0].__setitem__(3, None), "malformed"),
+    ],
+)
+def test_state_of_another_search_is_refused(edit, message):
+    search = make_search(population=5, rounds=1)
+    run(search)
+    state = search.state()
+    edit(state)
+    fresh = make_search(population=5, rounds=1)
+    before = fresh.state()
+    with pytest.raises(SearchError, match=message):
+        fresh.load_state(state)
+    assert fresh.state() == before
+
+
+class SearchMachine(RuleBasedStateMachine):
+    """Any history of asks, results, failures, repetitions and reloads (promise 16)."""
+
+    def __init__(self):
+        super().__init__()
+        self.search = self.make()
+        self.running: list[dict] = []
+        self.done: list[tuple[dict, float | None]] = []
+        self.times_asked: dict[tuple, int] = {}
+        self.scored: set[tuple] = set()
+
+    @staticmethod
+    def make() -> Evolution:
+        spec = SearchSpec("toy", {}, dict.fromkeys(["a", "b", "c"], ("k3", "k5", "k7")))
+        space = FeasibleSpace(toy_table(spec), [Constraint("macs", high=1700)])
+        return Evolution(space, EvolutionSettings(rounds=3, population=6, max_failures=5))
+
+    @rule()
+    def ask(self):
+        choices = self.search.ask()
+        if choices is None:
+            assert self.search.is_stopped or self.search.is_finished or self.running
+            return
+        assert key(choices) not in self.scored
+        assert choices not in self.running
+        self.times_asked[key(choices)] = self.times_asked.get(key(choices), 0) + 1
+        assert self.times_asked[key(choices)] <= MAX_ATTEMPTS
+        self.running.append(choices)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), score=st.floats(0, 1))
+    def succeed(self, data, score):
+        choices = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        assert self.search.tell(choices, score)
+        self.scored.add(key(choices))
+        self.done.append((choices, score))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), is_lost=st.booleans())
+    def fail(self, data, is_lost):
+        choices = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        settled = self.search.lose(choices) if is_lost else self.search.tell(choices, None)
+        assert settled == (self.times_asked[key(choices)] == MAX_ATTEMPTS)
+
+    @precondition(lambda self: self.done)
+    @rule(data=st.data())
+    def repeat(self, data):
+        choices, score = data.draw(st.sampled_from(self.done))
+        before = self.search.state()
+        assert not self.search.tell(choices, score)
+        assert not self.search.tell(choices, None)
+        assert self.search.state() == before
+
+    @rule()
+    def reload(self):
+        state = json.loads(json.dumps(self.search.state()))
+        self.search = self.make()
+        self.search.load_state(state)
+        assert self.search.running == sorted(
+            self.running, key=lambda each: self.search.running.index(each)
+        )
+
+    @invariant()
+    def counts_hold(self):
+        assert {key(each.choices) for each in self.search.ranking()} == self.scored
+        assert len(self.times_asked) <= self.search.settings.num_planned
+        table = self.search.space.table
+        assert all(table.cost(dict(each)) <= 1700 for each in self.times_asked)
+
+
+SearchMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestSearchHistories = SearchMachine.TestCase
