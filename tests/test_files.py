@@ -1,5 +1,6 @@
 """Files are whole or absent whatever happens while they are written, and JSON is read strictly."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,17 @@ def kill_once_ready(child: subprocess.Popen, delay: float) -> None:
         child.send_signal(signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def full_disk(*, after: int) -> Iterator[None]:
+    """Fail every write beyond ``after`` bytes of a file, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (after, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 # --- atomic writes ---------------------------------------------------------------------------
 
 
@@ -101,13 +114,8 @@ def test_exception_while_writing_keeps_the_file_before(tmp_path):
 def test_full_disk_keeps_the_file_before(tmp_path):
     path = tmp_path / "state.json"
     write_text(path, "before")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # the next byte fails, as on ENOSPC
-    try:
-        with pytest.raises(OSError):
-            write_text(path, "x" * 100_000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(after=50_000), pytest.raises(OSError):
+        write_text(path, "x" * 100_000)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -230,6 +238,17 @@ def test_refused_entry_leaves_the_journal_alone(tmp_path):
     with pytest.raises(ValueError):
         append_journal(path, {"top1": math.nan})
     assert path.read_bytes() == b"1\n"
+
+
+def test_full_disk_costs_the_journal_no_earlier_entry(tmp_path):
+    path = tmp_path / "search.jsonl"
+    append_journal(path, 1)
+    with full_disk(after=50_000), pytest.raises(OSError):
+        append_journal(path, "x" * 100_000)
+    assert path.stat().st_size > 2  # half of the line is there
+    assert read_journal(path) == [1]
+    append_journal(path, 2)
+    assert read_journal(path) == [1, 2]
 
 
 def test_lock_is_exclusive_and_dies_with_its_holder(tmp_path):
