@@ -18,7 +18,7 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Torch on one thread: its threads wait for each other actively, so small networks crawl on a
     machine that is busy otherwise."""

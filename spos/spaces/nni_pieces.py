@@ -8,13 +8,19 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import nni
+
 from spos.architecture import Candidate, Choices
 from spos.errors import ConfigError
+
+if os.environ["NNI_FRAMEWORK"] == "none":  # set by `spos`, too late if nni was imported before it
+    nni.set_default_framework("none")
 
 with warnings.catch_warnings():
     # NNI 3.0 wraps every class of torch.nn and says of two of torch 2.13's that they are no modules
