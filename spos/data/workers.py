@@ -6,6 +6,7 @@ Imports torch and the folder, decoding and scheduling of this package.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -65,6 +66,7 @@ class BatchWorkers(Generic[T]):
             # Forked workers share the list of files, and need no importable main module.
             multiprocessing_context="fork" if num_workers > 0 else None,
             pin_memory=pin_memory,
+            worker_init_fn=_outlive_sigterm,
             generator=torch.Generator(),  # or it would draw from the global one
         )
 
@@ -116,6 +118,11 @@ class _EpochBatches:
     def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
         batches = epoch_batches(self._schedule, epoch=self._epoch, start=self._start)
         return ((self._epoch, indices) for indices in batches)
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """A scheduler signals the whole process group, but the trainer decides when to stop."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _as_it_is(batch: T) -> T:

@@ -5,7 +5,7 @@ Imports `spos.errors`, `spos.training.parallel` and torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,11 @@ class Accuracy:
 
 @torch.no_grad()
 def measure_accuracy(
-    network: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], device: torch.device
+    network: nn.Module,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    device: torch.device,
+    *,
+    progress: Callable[[float], None] | None = None,
 ) -> Accuracy:
     """Measure ``network`` in evaluation mode.
 
@@ -44,6 +48,8 @@ def measure_accuracy(
         batches: preprocessed images (N, 3, H, W) and labels (N,), on ``device``. With several
             processes each rank gives its own part.
         device: where the sums are kept.
+        progress: called after each batch with the top-1 of this rank so far; it costs a GPU a
+            synchronisation.
 
     Raises:
         DataError: if there is no image.
@@ -58,6 +64,8 @@ def measure_accuracy(
         sums += torch.stack(
             [hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(labels), device=device)]
         ).double()
+        if progress:
+            progress((sums[0] / sums[3]).item())
     top1, top5, loss, count = reduce_sum(sums).tolist()
     if not count:
         raise DataError("accuracy was to be measured on no images")

@@ -5,13 +5,13 @@ Imports `spos.data`, `spos.supernet`, `spos.evaluation`, `spos.training.parallel
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
 
 from spos.architecture import Choices
-from spos.data import Loader, Preprocessing
+from spos.data.loader import Loader
+from spos.data.preprocessing import Preprocessing
 from spos.evaluation.accuracy import Accuracy, measure_accuracy
 from spos.evaluation.batchnorm import recalibrate, saved_statistics
 from spos.supernet import Supernet
@@ -73,28 +73,18 @@ class Evaluator:
         self.supernet, self.device = supernet, device
         self.calibration, self.validation = calibration, validation
 
-    def evaluate(self, choices: Choices) -> Accuracy:
+    def evaluate(
+        self, choices: Choices, *, progress: Callable[[float], None] | None = None
+    ) -> Accuracy:
         """Accuracy of one architecture (Guo et al. 2020, sec. 3.4).
+
+        ``progress`` is called with the running top-1 while images are measured.
 
         The same architecture scores the same, to the bit on a CPU, in whatever order candidates are
         evaluated; weights and statistics of the supernet are unchanged afterwards.
         """
         self.supernet.activate(choices)
         modules = list(self.supernet.active_modules())
-        with saved_statistics(modules):
-            return calibrated_accuracy(
-                self.supernet, modules, self.calibration, self.validation, self.device
-            )
-
-
-def calibrated_accuracy(
-    network: nn.Module,
-    modules: list[nn.Module],
-    calibration: ImageBatches,
-    validation: ImageBatches,
-    device: torch.device,
-) -> Accuracy:
-    """Recalibrate ``network`` (BatchNorm layers among ``modules``), then measure it."""
-    with torch.inference_mode():
-        recalibrate(network, modules, (images for images, _ in calibration))
-        return measure_accuracy(network, validation, device)
+        with saved_statistics(modules), torch.inference_mode():
+            recalibrate(self.supernet, modules, (images for images, _ in self.calibration))
+            return measure_accuracy(self.supernet, self.validation, self.device, progress=progress)

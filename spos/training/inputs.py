@@ -9,6 +9,7 @@ import argparse
 import importlib.util
 import logging
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from spos.data import Loader, Preprocessing, build_loader
+from spos.data.loader import Loader, build_loader
+from spos.data.preprocessing import Preprocessing
 from spos.data.digits import is_digits, prepare_digits
 from spos.data.folder import DataFolder, ImageSet, open_data
 from spos.data.split import Split, apply_split, load_split, make_split
@@ -102,7 +104,7 @@ class Inputs:
             backend=self.backend,
             image_size=self.image_size,
             augmentation=augmentation,
-            preprocessing=self.preprocessing,
+            preprocessing=self.preprocessing.name,
             batch_size=batch_size,
             seed=seed,
             shuffle=shuffle,
@@ -113,15 +115,24 @@ class Inputs:
         )
 
 
-def open_inputs(args: argparse.Namespace, device: torch.device) -> Inputs:
-    """The images that the flags of `add_data_flags` ask for, the rest chosen to suit them."""
+def open_inputs(
+    args: argparse.Namespace, device: torch.device, *, arch_options: Mapping[str, Any] | None = None
+) -> Inputs:
+    """The images that the flags of `add_data_flags` ask for, the rest chosen to suit them.
+
+    An architecture that was searched for as many classes (``arch_options``) keeps its image size.
+    """
     data = open_data(args.data_dir or _default_data_dir())
     kind, natural_size = _classify(data)
     preset = PRESETS[kind]
+    if arch_options and arch_options.get("num_classes") == len(data.train.classes):
+        natural_size = arch_options.get("image_size") or preset.image_size or natural_size
+    else:
+        natural_size = preset.image_size or natural_size
     return Inputs(
         data=data,
         kind=kind,
-        image_size=args.image_size or preset.image_size or natural_size,
+        image_size=args.image_size or natural_size,
         augmentation=args.augmentation or preset.augmentation,
         preprocessing=Preprocessing("spos" if args.spos_preprocessing else "standard"),
         backend=_choose_backend(args.loader, device),
@@ -210,7 +221,8 @@ def _classify(data: DataFolder) -> tuple[str, int]:
 
 
 def _choose_backend(name: str, device: torch.device) -> str:
-    has_dali = importlib.util.find_spec("nvidia.dali") is not None
+    has_nvidia = importlib.util.find_spec("nvidia") is not None
+    has_dali = has_nvidia and importlib.util.find_spec("nvidia.dali") is not None
     if name == "dali" and not has_dali:
         raise ConfigError(
             "--loader dali: NVIDIA DALI is not installed; run pip install 'spos[dali-cuda130]'"

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spos.data import Loader, Preprocessing
+from spos.data.loader import Loader
+from spos.data.preprocessing import Preprocessing
 from spos.errors import SposError
 from spos.supernet import Supernet
 from spos.training import checkpoint, parallel

@@ -123,12 +123,12 @@ PRESETS: dict[str, Preset] = {
         calibration_images=2_000,
     ),
     "digits": Preset(
-        supernet=Recipe(epochs=20, batch_size=32, lr=0.05, clip_norm=5.0, warmup_epochs=1.0),
-        scratch=Recipe(epochs=12, batch_size=32, lr=0.05, schedule="cosine", warmup_epochs=1.0),
+        supernet=Recipe(epochs=16, batch_size=32, lr=0.05, clip_norm=5.0, warmup_epochs=1.0),
+        scratch=Recipe(epochs=16, batch_size=32, lr=0.05, schedule="cosine", warmup_epochs=1.0),
         augmentation="crop",
-        image_size=32,
+        image_size=16,
         held_out_per_class=25,
-        calibration_images=500,
+        calibration_images=512,
     ),
 }
 

@@ -1,0 +1,38 @@
+# Two commands do everything on a fresh machine:
+#   make demo   the whole pipeline on the embedded handwritten digits
+#   make test   format, lint, types and all tests
+# Each makes .venv and installs into it what is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUNS ?= runs/demo
+
+.PHONY: demo test lint clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dali-cuda130,dev]'
+	touch $@
+
+# Supernet, search through NNI, training from scratch, and what came out. Repeat it to continue.
+demo: $(VENV)/.installed
+	$(BIN)/python supernet.py --run-dir $(RUNS)/supernet
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m spos search start --run-dir $(RUNS)/supernet \
+	  --rounds 3 --population 10 --concurrency 2 --experiments-dir $(RUNS)/search
+	$(BIN)/python -m spos search best --experiments-dir $(RUNS)/search --output $(RUNS)/best.json
+	$(BIN)/python scratch.py --fixed-arc $(RUNS)/best.json --run-dir $(RUNS)/scratch
+	$(BIN)/python -m spos summary --supernet $(RUNS)/supernet --search $(RUNS)/search \
+	  --scratch $(RUNS)/scratch
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,190 @@
+"""Train one architecture from scratch and measure it on the test set.
+
+    python scratch.py --fixed-arc best.json             # data/imagenet, else the embedded digits
+    python scratch.py --fixed-arc architecture_final.json --data-dir data/cifar10
+    torchrun --nproc-per-node 8 scratch.py --fixed-arc best.json --data-dir data/imagenet --amp bf16
+
+Repeat a command to continue it. All training images are used, and the test images only to measure:
+the weights written to best.safetensors are those at the end of training, with BatchNorm's
+statistics computed exactly over training images.
+"""
+
+import argparse
+import logging
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from spos.architecture import Architecture, load_architecture
+from spos.cost.counting import build_cost_table
+from spos.errors import CheckpointError, run_main
+from spos.evaluation.accuracy import Accuracy, measure_accuracy
+from spos.evaluation.batchnorm import recalibrate
+from spos.evaluation.build import VALIDATION_BATCH
+from spos.evaluation.evaluator import ImageBatches
+from spos.spaces import build_subnet, load_space_class, space_spec
+from spos.subnet import load_subnet, save_subnet
+from spos.training.flags import (
+    RECIPE_FLAGS,
+    add_data_flags,
+    add_recipe_flags,
+    add_run_flags,
+    parse_options,
+)
+from spos.training.inputs import Inputs, fit_recipe, open_inputs
+from spos.training.loop import Training
+from spos.training.parallel import process_group, rank, select_device
+from spos.training.recipe import Recipe
+from spos.training.run_folder import RunFolder, RunSettings, show_log
+
+log = logging.getLogger("spos.scratch")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--fixed-arc", type=Path, required=True, metavar="FILE",
+                        help="architecture to train")  # fmt: skip
+    parser.add_argument("--space", help="search space of a file that does not name it, "
+                        "or module:Class of your own")  # fmt: skip
+    parser.add_argument("--space-options", metavar="JSON", help="options of the space to change")
+    add_data_flags(parser)
+    add_recipe_flags(parser)
+    add_run_flags(parser, run_dir="runs/scratch")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    show_log()
+    device = select_device(args.device)
+    if args.space:
+        load_space_class(args.space, allow_import=True)
+    spec = space_spec(args.space, options={}) if args.space else None
+    arch = load_architecture(args.fixed_arc, spec)
+    with process_group(device):
+        inputs = open_inputs(args, device, arch_options=arch.options)
+        train(args, fit_architecture(arch, inputs, parse_options(args.space_options)), inputs)
+
+
+def fit_architecture(arch: Architecture, inputs: Inputs, options: dict) -> Architecture:
+    """The same choices for the classes and the image size of this data set, checked."""
+    fitted = {
+        **arch.options,
+        "image_size": inputs.image_size,
+        "num_classes": len(inputs.data.train.classes),
+        **options,
+    }
+    changed = {name: value for name, value in fitted.items() if arch.options.get(name) != value}
+    if changed and rank() == 0:
+        log.info("the architecture is trained with other options than it came with: %s", changed)
+    return space_spec(arch.space, options=fitted).architecture(arch.choices)
+
+
+def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
+    recipe = fit_recipe(inputs.preset.scratch, args, RECIPE_FLAGS)
+    table = build_cost_table(arch.space, options=arch.options)
+    config = {
+        "space": arch.space,
+        "options": dict(arch.options),
+        "choices": dict(arch.choices),
+        **inputs.config(),
+        **vars(recipe),
+    }
+    runtime = {
+        "data_dir": str(inputs.data.train.root.parent.resolve()),
+        "workers": inputs.workers,
+        "device": str(inputs.device),
+        "fixed_arc": str(args.fixed_arc),
+    }
+    is_main = rank() == 0
+    run = RunFolder(args.run_dir, RunSettings("scratch", config, runtime), is_writer=is_main)
+    if is_main:
+        log.info(
+            "%s of %s: %s MACs, %s parameters; %d training images, %d test images; "
+            "%d epochs of batch %d at learning rate %g, on %s",
+            arch.id, arch.space,
+            f"{table.cost(arch.choices, 'macs'):,}", f"{table.cost(arch.choices, 'params'):,}",
+            len(inputs.data.train), len(inputs.data.test),
+            recipe.epochs, recipe.batch_size, recipe.lr, inputs.device,
+        )  # fmt: skip
+    torch.manual_seed(recipe.seed)
+    network = build_subnet(arch, affine=True)
+    test = ImageBatches(
+        inputs.evaluation_loader(inputs.data.test, VALIDATION_BATCH),
+        preprocessing=inputs.preprocessing,
+        device=inputs.device,
+    )
+    training = Training(
+        network,
+        recipe,
+        loader=inputs.training_loader(inputs.data.train, recipe),
+        preprocessing=inputs.preprocessing,
+        device=inputs.device,
+        run=run,
+        validate=lambda: as_metrics(measure_accuracy(network, test, inputs.device)),
+        validate_every=args.val_every or max(1, recipe.epochs // 10),
+        save_every=args.save_every,
+    )
+    training.fit()
+    calibrate(network, inputs, recipe)
+    accuracy = measure_accuracy(network, test, inputs.device)
+    run.record(training.step, as_metrics(accuracy, prefix="test"))
+    if is_main:
+        write_best(run.path / "best.safetensors", network, arch, inputs, accuracy, table)
+        check_best(run.path / "best.safetensors", test, inputs, accuracy)
+        log.info(
+            "test top-1 %.2f %%, top-5 %.2f %% on %d images; weights: %s",
+            100 * accuracy.top1, 100 * accuracy.top5, accuracy.num_images,
+            run.path / "best.safetensors",
+        )  # fmt: skip
+    run.close()
+
+
+def calibrate(network: torch.nn.Module, inputs: Inputs, recipe: Recipe) -> None:
+    """Exact BatchNorm statistics over augmented training images, as the official code ends."""
+    loader = inputs.training_loader(inputs.data.train, recipe)
+    num_batches = -(-inputs.preset.calibration_images // recipe.batch_size)
+    batches = (
+        inputs.preprocessing.apply(images.to(inputs.device))
+        for images, _ in islice(loader.epoch(recipe.epochs), num_batches)
+    )
+    recalibrate(network, network.modules(), batches)
+    loader.close()
+
+
+def as_metrics(accuracy: Accuracy, *, prefix: str = "val") -> dict[str, float]:
+    return {
+        f"{prefix}/top1": accuracy.top1,
+        f"{prefix}/top5": accuracy.top5,
+        f"{prefix}/loss": accuracy.loss,
+    }
+
+
+def write_best(path: Path, network, arch: Architecture, inputs: Inputs, accuracy, table) -> None:
+    metrics = {"top1": accuracy.top1, "top5": accuracy.top5, **table.costs(arch.choices)}
+    save_subnet(
+        path,
+        network,
+        Architecture(arch.space, arch.options, arch.choices, metrics),
+        preprocessing=inputs.preprocessing.name,
+        classes=inputs.data.train.classes,
+    )
+
+
+def check_best(path: Path, test: ImageBatches, inputs: Inputs, accuracy: Accuracy) -> None:
+    """Refuse to end well if the file does not give back the network that was measured."""
+    saved = load_subnet(path).to(inputs.device, memory_format=torch.channels_last)
+    if rank() == 0 and torch.distributed.is_initialized():
+        return  # the test images are divided between processes here
+    again = measure_accuracy(saved, test, inputs.device)
+    if again.top1 != accuracy.top1:
+        raise CheckpointError(
+            f"{path}: scores {again.top1:.4f} after loading, {accuracy.top1:.4f} before saving"
+        )
+
+
+if __name__ == "__main__":
+    run_main(main)

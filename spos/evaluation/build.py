@@ -1,0 +1,114 @@
+"""Evaluators: of a supernet in training, and of the one that a run folder holds.
+
+Imports `spos.spaces`, `spos.training` and what is below them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from spos.architecture import SearchSpec
+from spos.cost.table import CostTable
+from spos.data.split import Split, apply_split, balanced_subset, load_split
+from spos.errors import CheckpointError
+from spos.evaluation.evaluator import Evaluator, ImageBatches
+from spos.spaces import build_space
+from spos.supernet import Supernet
+from spos.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights_into
+from spos.training.inputs import Inputs, reopen_inputs
+from spos.training.run_folder import RunSettings, read_settings
+
+# The layers behind a BatchNorm see batches normalised by their own statistics, so the size of a
+# calibration batch is part of the score. 128 is that of the official code.
+CALIBRATION_BATCH = 128
+VALIDATION_BATCH = 256
+CALIBRATION_SEED = 0
+
+
+def build_evaluator(
+    supernet: Supernet, inputs: Inputs, split: Split, *, calibration_images: int
+) -> Evaluator:
+    """The evaluator of ``supernet`` on the images of its run."""
+    training, held_out = apply_split(inputs.data.train, split)
+    count = min(calibration_images, len(training))
+    calibration = balanced_subset(training, count=count, seed=CALIBRATION_SEED)
+    batches = [
+        ImageBatches(
+            inputs.evaluation_loader(images, batch_size),
+            preprocessing=inputs.preprocessing,
+            device=inputs.device,
+        )
+        for images, batch_size in ((calibration, CALIBRATION_BATCH), (held_out, VALIDATION_BATCH))
+    ]
+    return Evaluator(supernet, calibration=batches[0], validation=batches[1], device=inputs.device)
+
+
+@dataclass(frozen=True)
+class TrainedSupernet:
+    """A supernet run as the search needs it: what it can be asked, and what is known of it.
+
+    Attributes:
+        path: the run folder.
+        settings: its ``args.json``.
+        spec: the search space.
+        table: costs of its architectures.
+    """
+
+    path: Path
+    settings: RunSettings
+    spec: SearchSpec
+    table: CostTable
+
+    def checkpoint(self) -> Path:
+        """The newest whole checkpoint.
+
+        Raises:
+            CheckpointError: if there is none.
+        """
+        found = latest_checkpoint(self.path / "checkpoints")
+        if found is None:
+            raise CheckpointError(
+                f"{self.path}: has no checkpoint yet; train the supernet first "
+                f"(`python supernet.py --run-dir {self.path}`)"
+            )
+        return found[1]
+
+    def evaluator(
+        self, checkpoint: Path, *, data_dir: Path | None, workers: int, device: torch.device
+    ) -> Evaluator:
+        """An evaluator with the weights of ``checkpoint``, on the images of the run.
+
+        Raises:
+            CheckpointError: if the checkpoint is damaged or of another run.
+            DataError: if the images are not those of the run.
+        """
+        config = self.settings.config
+        state = load_checkpoint(checkpoint)
+        if state.get("config") != dict(config):
+            raise CheckpointError(
+                f"{checkpoint}: was made by a run with other settings than {self.path}/args.json"
+            )
+        space = build_space(config["space"], options=config["options"], affine=False)
+        supernet = Supernet(space)
+        load_weights_into(supernet, state["network"], source=str(checkpoint))
+        supernet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        data_dir = data_dir or Path(self.settings.runtime["data_dir"])
+        inputs = reopen_inputs(dict(config), data_dir, workers=workers, device=device)
+        split = load_split(self.path / "split.json")
+        return build_evaluator(
+            supernet, inputs, split, calibration_images=config["calibration_images"]
+        )
+
+
+def open_supernet_run(path: Path | str) -> TrainedSupernet:
+    """The supernet run in folder ``path``.
+
+    Raises:
+        ConfigError: if the folder does not hold one.
+    """
+    settings = read_settings(path, stage="supernet")
+    table = CostTable.load(Path(path) / "cost.json")
+    return TrainedSupernet(Path(path), settings, table.spec, table)

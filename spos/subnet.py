@@ -1,0 +1,104 @@
+"""A trained subnet on disk: weights as safetensors, with all that is needed to use them.
+
+Imports `spos.architecture`, `spos.data`, `spos.errors`, `spos.files`, `spos.spaces` and torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from spos.architecture import Architecture, load_architecture, parse_architecture
+from spos.data.preprocessing import Preprocessing
+from spos.errors import CheckpointError
+from spos.files import open_atomic, parse_json
+from spos.spaces import build_subnet
+from spos.training.checkpoint import load_tensors, load_weights_into
+
+FORMAT = "spos-subnet-1"
+
+
+def save_subnet(
+    path: Path | str,
+    network: nn.Module,
+    arch: Architecture,
+    *,
+    preprocessing: str,
+    classes: Sequence[str],
+) -> None:
+    """Write a subnet's weights and, as metadata, its architecture, preprocessing and classes."""
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
+    metadata = {
+        "format": FORMAT,
+        "architecture": arch.to_json(),
+        "preprocessing": preprocessing,
+        "classes": json.dumps(list(classes)),
+    }
+    with open_atomic(path) as file:
+        file.write(save(tensors, metadata))
+
+
+def load_subnet(arch: Architecture | Path | str, weights: Path | str | None = None) -> nn.Module:
+    """The network of an architecture, in evaluation mode.
+
+    ``load_subnet("best.safetensors")`` is enough for a file that `scratch.py` wrote, since it holds
+    its architecture. The network has two more attributes: ``preprocessing``
+    (`spos.data.Preprocessing`) and ``classes`` (a tuple of names), both None if ``weights`` do
+    not say.
+
+    Args:
+        arch: an architecture, an architecture file, or a weight file that holds its own.
+        weights: a ``.safetensors`` file, or a state dict saved by torch. None with an
+            architecture gives a network with random weights.
+
+    Raises:
+        ArchitectureError: if the architecture is malformed.
+        CheckpointError: if the weights are missing, damaged, unsafe, or of another architecture.
+    """
+    if isinstance(arch, (str, Path)):
+        if str(arch).endswith(".safetensors"):
+            weights, arch = arch, _read_architecture(Path(arch))
+        else:
+            arch = load_architecture(arch)
+    network: Any = build_subnet(arch, affine=True)
+    network.preprocessing = network.classes = None
+    if weights is None:
+        return network.eval()
+    if str(weights).endswith(".safetensors"):
+        metadata, tensors = _read(Path(weights))
+        if "preprocessing" in metadata:
+            network.preprocessing = Preprocessing(metadata["preprocessing"])
+        if "classes" in metadata:
+            names = parse_json(metadata["classes"], source=str(weights), error=CheckpointError)
+            network.classes = tuple(names)
+    else:
+        tensors = load_tensors(weights)
+        tensors = tensors.get("network", tensors) if isinstance(tensors, dict) else {}
+    load_weights_into(network, tensors, source=str(weights))
+    return network.eval()
+
+
+def _read_architecture(path: Path) -> Architecture:
+    metadata, _ = _read(path)
+    if "architecture" not in metadata:
+        raise CheckpointError(
+            f"{path}: does not say which architecture it is of; give the architecture file as well"
+        )
+    return parse_architecture(metadata["architecture"], source=f"{path}, its architecture")
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such file") from None
+    except (SafetensorError, OSError) as problem:
+        raise CheckpointError(f"{path}: is damaged or not a safetensors file ({problem})") from None

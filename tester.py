@@ -1,0 +1,127 @@
+"""Evaluate candidate architectures of a trained supernet.
+
+    python tester.py --arch architecture.json           # one architecture, by hand
+    nnictl ss_gen -t "python tester.py"                 # write the search space for NNI
+    nnictl create --config config_search.yml            # then NNI starts this script as its trials
+
+Everything but the machine comes from the supernet's run folder, so that a trial measures just what
+its training prepared: the search space, the images, their preprocessing and the held-out split.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from spos.errors import run_main
+
+SEARCH_SPACE_VARIABLE = "NNI_GEN_SEARCH_SPACE"  # set by `nnictl ss_gen`: the file to write
+
+log = logging.getLogger("spos.tester")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/supernet"), metavar="DIR",
+                        help="run folder of supernet.py (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--arch", type=Path, metavar="FILE", help="architecture to evaluate")
+    parser.add_argument("--space", metavar="MODULE:CLASS",
+                        help="your own space, if the supernet was trained with one")  # fmt: skip
+    parser.add_argument(
+        "--data-dir", "--imagenet-dir", type=Path, metavar="DIR",
+        help="where the images are now (default: where they were in training)",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--workers", type=int, default=2, help="of the image loader")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    if SEARCH_SPACE_VARIABLE in os.environ:
+        write_search_space(args, Path(os.environ[SEARCH_SPACE_VARIABLE]))
+    elif args.arch:
+        evaluate_file(args)
+    else:
+        run_trial(args)
+
+
+def write_search_space(args: argparse.Namespace, path: Path) -> None:
+    """Write the search space as NNI wants it, and the cost table that the tuner wants beside it."""
+    from spos.evaluation.build import open_supernet_run
+    from spos.files import write_json
+
+    run = open_supernet_run(args.run_dir)
+    run.table.save(path.parent / "cost.json")
+    write_json(path, run.spec.search_space())
+    sys.stderr.write(f"wrote {path} and {path.parent / 'cost.json'}: {run.spec.space}, "
+                     f"{run.spec.num_architectures:.3g} architectures\n")  # fmt: skip
+
+
+def evaluate_file(args: argparse.Namespace) -> None:
+    """Evaluate the architecture in a file and print its result."""
+    from spos.architecture import load_architecture
+    from spos.evaluation.build import open_supernet_run
+
+    run = open_supernet_run(args.run_dir)
+    arch = load_architecture(args.arch, run.spec)
+    result = evaluate(args, run, arch.choices)
+    if args.json:
+        sys.stdout.write(json.dumps({**result, "arch": dict(arch.choices)}) + "\n")
+        return
+    for name, value in result.items():
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+        sys.stdout.write(f"{name:8s} {shown}\n")
+
+
+def run_trial(args: argparse.Namespace) -> None:
+    """Evaluate what NNI's tuner asks for, and report it."""
+    from spos.search.trial import start_trial
+
+    trial = start_trial()
+    try:
+        from spos.evaluation.build import open_supernet_run
+        from spos.evaluation.results import load_result, save_result
+
+        run = open_supernet_run(args.run_dir)
+        arch = run.spec.architecture(trial.parameters, source="the parameters of this trial")
+        checkpoint = run.checkpoint()
+        result = load_result(run.path, checkpoint, arch)
+        if result is None:
+            result = evaluate(args, run, arch.choices, progress=trial.report_intermediate)
+            save_result(run.path, checkpoint, arch, result)
+    except Exception as problem:
+        trial.report_failure(f"{type(problem).__name__}: {problem}")
+        raise
+    trial.report_final({"default": result["top1"], **result, "arch": dict(arch.choices)})
+
+
+def evaluate(args, run, choices, *, progress=None) -> dict[str, float]:
+    """Held-out accuracy and costs of one architecture of a supernet run."""
+    from spos.spaces import load_space_class
+    from spos.training.parallel import select_device
+    from spos.training.run_folder import show_log
+
+    show_log()
+    if args.space:
+        load_space_class(args.space, allow_import=True)
+    evaluator = run.evaluator(
+        run.checkpoint(), data_dir=args.data_dir, workers=args.workers,
+        device=select_device(args.device),
+    )  # fmt: skip
+    accuracy = evaluator.evaluate(choices, progress=progress)
+    return {
+        "top1": accuracy.top1,
+        "top5": accuracy.top5,
+        "loss": accuracy.loss,
+        **run.table.costs(choices),
+    }
+
+
+if __name__ == "__main__":
+    run_main(main)
