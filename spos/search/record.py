@@ -51,12 +51,13 @@ def read_result(value: Any, spec: SearchSpec, *, expected: Choices | None) -> Re
         expected: the architecture that the trial was to evaluate, for metrics without ``arch``.
     """
     value = value if isinstance(value, Mapping) else {"default": value}
-    choices, score, failure = expected, value.get("default"), None
-    if "arch" in value:
-        try:
-            choices = spec.check(value["arch"], source="a trial's result")
-        except ArchitectureError as problem:
-            failure = str(problem)
+    score, choices, failure = value.get("default"), None, None
+    for given in (value.get("arch"), expected):
+        if given is not None and choices is None:
+            try:
+                choices = spec.check(given, source="a trial's result")
+            except ArchitectureError as problem:
+                failure = str(problem)
     if "error" in value:
         error = value["error"]
         failure = str(error.get("reason") if isinstance(error, Mapping) else error)
@@ -83,6 +84,7 @@ class SearchRecord:
         self._folder, self._state_path = folder, state_path
         self._metrics: dict[str, Mapping[str, float]] = {}  # by architecture id
         self._num_saved_rounds = 0
+        self._is_readable = True  # what is on disk; if not, it is left as it is
 
     def settle(
         self, result: Result, *, trial: str | None = None, seconds: float | None = None
@@ -109,6 +111,8 @@ class SearchRecord:
 
     def save(self, problem: str | None) -> None:
         """Write the state, and the best architectures of the rounds completed since."""
+        if not self._is_readable:
+            return
         search = self.search
         while self._num_saved_rounds < search.num_completed_rounds:
             self._num_saved_rounds += 1
@@ -122,11 +126,13 @@ class SearchRecord:
         """Continue from the files.
 
         Raises:
-            SearchError: if they are damaged or of another search.
+            SearchError: if they are damaged or of another search; they are then left untouched.
         """
+        self._is_readable = False
         if self._state_path.exists():
             state = read_json(self._state_path, error=SearchError)
-            if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
+            is_state = isinstance(state, dict) and isinstance(state.get("search"), dict)
+            if not is_state or state.get("version") != STATE_VERSION:
                 raise SearchError(
                     f"{self._state_path}: is not the state of a search, version {STATE_VERSION}"
                 )
@@ -140,6 +146,7 @@ class SearchRecord:
                 self.search.tell(entry.choices, entry.score)
             else:
                 self.search.lose(entry.choices)
+        self._is_readable = True
         self._save_best()
 
     def _write(self, result: Result, trial: str | None, seconds: float | None) -> None:

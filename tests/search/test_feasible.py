@@ -44,7 +44,7 @@ def test_rare_architectures_are_drawn_at_once():
 
 def test_two_constraints_hold_together():
     table = toy_table(toy_spec(20))
-    limits = [Constraint("macs", 24_500, 25_000), Constraint("params", high=500)]
+    limits = [Constraint("macs", 24_500, 25_000), Constraint("params", high=335)]
     space = FeasibleSpace(table, limits)
     for genes in draws(space, 500):
         assert all(each.allows(table, space.choices(genes)) for each in limits)

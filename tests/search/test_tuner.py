@@ -1,0 +1,484 @@
+"""The NNI tuner, driven as NNI's dispatcher drives it: pytest tests/search/test_tuner.py"""
+
+import json
+import random
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from toy_trial import toy_score, toy_spec, toy_table
+
+from spos.architecture import load_architecture
+from spos.errors import ConfigError, ConstraintError
+from spos.search import tuner as tuner_module
+from spos.search.arguments import ExperimentPaths
+from spos.search.nni_server import NniTrial
+from spos.search.results import read_entries
+from spos.search.tuner import PAIRED_VARIABLE, EvolutionTuner
+
+
+class Dispatcher:
+    """What NNI's dispatcher offers a tuner."""
+
+    def __init__(self):
+        self.sent = []
+        self.errors = []
+
+    def send_trial_callback(self, parameter_id, parameters):
+        self.sent.append((parameter_id, parameters))
+
+    def report_error(self, text):
+        self.errors.append(text)
+
+
+class Server:
+    """NNI's REST server, whose trials are those of a `Nni`."""
+
+    trials_now: list[NniTrial] = []
+    ended_after: list[int] = []
+
+    @classmethod
+    def of_tuner(cls, _channel):
+        return cls()
+
+    def trials(self):
+        return list(self.trials_now)
+
+    def end_after(self, number):
+        self.ended_after.append(number)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "log").mkdir()
+    (tmp_path / "checkpoint").mkdir()
+    toy_table().save(tmp_path / "cost.json")
+    monkeypatch.chdir(tmp_path / "log")
+    monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path / "checkpoint"))
+    monkeypatch.setattr(tuner_module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(tuner_module, "NniServer", Server)
+    monkeypatch.setattr(Server, "trials_now", [NniTrial("RUNNING", None)])
+    monkeypatch.setattr(Server, "ended_after", [])
+    monkeypatch.setenv(PAIRED_VARIABLE, "0")
+    return tmp_path
+
+
+def make_tuner(folder, **changes) -> EvolutionTuner:
+    arguments = {"population": 6, "rounds": 3, "seed": 1, **changes}
+    tuner = EvolutionTuner(cost_table=str(folder / "cost.json"), **arguments)
+    tuner.update_search_space(toy_spec().search_space())
+    return tuner
+
+
+def final(choices, score=None):
+    return {"default": toy_score(choices) if score is None else score, "arch": dict(choices)}
+
+
+class Nni:
+    """The manager and the dispatcher: trials that end in any order, with events in any order."""
+
+    def __init__(self, tuner, *, concurrency, seed=0, end_first=False, evaluate=final):
+        self.tuner, self.concurrency = tuner, concurrency
+        self.random = random.Random(seed)
+        self.end_first, self.evaluate = end_first, evaluate
+        self.dispatcher = Dispatcher()
+        self.running: list[tuple[int, dict]] = []
+        self.next_id = 0
+        self.evaluated: list[dict] = []
+
+    def request(self, count):
+        ids = list(range(self.next_id, self.next_id + count))
+        self.next_id += count
+        callback = self.dispatcher.send_trial_callback
+        given = self.tuner.generate_multiple_parameters(ids, st_callback=callback)
+        self.running += zip(ids, given, strict=False)
+        self.running += self.dispatcher.sent
+        self.dispatcher.sent.clear()
+
+    def step(self):
+        """One trial ends."""
+        parameter_id, choices = self.running.pop(self.random.randrange(len(self.running)))
+        value = self.evaluate(choices)
+        self.evaluated.append(choices)
+        if self.end_first:
+            self.tuner.trial_end(parameter_id, value is not None)
+        if value is not None:
+            self.tuner.receive_trial_result(
+                parameter_id, "", value, trial_job_id=f"t{parameter_id}"
+            )
+        self.request(1)
+        if not self.end_first:
+            self.tuner.trial_end(parameter_id, value is not None)
+
+    def run(self, *, max_steps=1000):
+        self.request(self.concurrency)
+        while self.running and max_steps:
+            self.step()
+            max_steps -= 1
+
+
+def wait_for(condition):
+    give_up_at = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("end_first", [False, True])
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_search_ends_with_every_score_beside_its_architecture(folder, concurrency, end_first):
+    nni = Nni(make_tuner(folder), concurrency=concurrency, end_first=end_first)
+    nni.run()
+    entries = read_entries(folder / "log")
+    assert len(entries) == len({each.id for each in entries}) == 18
+    assert len(nni.evaluated) == 18
+    table = toy_table()
+    for each in entries:
+        assert each.score == toy_score(each.choices)
+        assert each.metrics["macs"] == table.cost(each.choices)
+    assert not nni.dispatcher.errors
+    wait_for(lambda: Server.ended_after == [1])
+
+
+def test_one_trial_at_a_time_gives_the_generations_of_the_searcher(folder):
+    nni = Nni(make_tuner(folder), concurrency=1)
+    nni.run()
+    rounds = [each.round for each in read_entries(folder / "log")]
+    assert rounds == [1] * 6 + [2] * 6 + [3] * 6
+
+
+def test_best_architectures_of_every_round_are_written(folder):
+    Nni(make_tuner(folder, num_parents=2), concurrency=1).run()
+    entries = read_entries(folder / "log")
+    for number in (1, 2, 3):
+        known = sorted(
+            (each for each in entries if each.round <= number), key=lambda each: -each.score
+        )
+        files = sorted((folder / "log" / "checkpoints" / f"round_{number:03d}").iterdir())
+        assert [file.name for file in files] == [
+            f"{rank:02d}_{each.id}.json" for rank, each in enumerate(known[:2], start=1)
+        ]
+        arch = load_architecture(files[0], toy_spec())
+        assert arch.id == known[0].id and arch.metrics["macs"] == known[0].metrics["macs"]
+    best = load_architecture(folder / "log" / "checkpoints" / "best.json", toy_spec())
+    assert best.id == max(entries, key=lambda each: each.score).id
+
+
+def fails_first(report):
+    """Every third architecture fails when it is evaluated first."""
+    seen = set()
+
+    def evaluate(choices):
+        arch = toy_spec().architecture(choices)
+        if int(arch.id, 16) % 3 == 0 and arch.id not in seen:
+            seen.add(arch.id)
+            return {**final(choices, 0.0), "error": {"reason": "bad luck"}} if report else None
+        return final(choices)
+
+    evaluate.seen = seen
+    return evaluate
+
+
+@pytest.mark.parametrize("end_first", [False, True])
+@pytest.mark.parametrize(("report", "is_paired"), [(True, False), (True, True), (False, True)])
+def test_failed_trials_are_tried_once_more(folder, monkeypatch, report, is_paired, end_first):
+    monkeypatch.setenv(PAIRED_VARIABLE, str(int(is_paired)))
+    evaluate = fails_first(report)
+    nni = Nni(make_tuner(folder), concurrency=3, end_first=end_first, evaluate=evaluate)
+    nni.run()
+    # The last trials may die without NNI asking again; they are found when nothing runs.
+    give_up_at = time.monotonic() + 10
+    while len(read_entries(folder / "log")) < 18:
+        assert time.monotonic() < give_up_at
+        Server.trials_now = [NniTrial("FAILED", number) for number in range(nni.next_id)]
+        nni.running += nni.dispatcher.sent
+        nni.dispatcher.sent.clear()
+        while nni.running:
+            nni.step()
+        time.sleep(0.02)
+    assert len(evaluate.seen) > 0
+    assert len(nni.evaluated) == 18 + len(evaluate.seen)
+    assert all(each.score == toy_score(each.choices) for each in read_entries(folder / "log"))
+
+
+def test_silent_deaths_without_pairing_are_tried_again_at_the_end(folder):
+    evaluate = fails_first(report=False)
+    nni = Nni(make_tuner(folder), concurrency=3, evaluate=evaluate)
+    nni.run()
+    assert len(nni.evaluated) == 18  # nobody was blamed for another's death
+    Server.trials_now = [NniTrial("FAILED", number) for number in range(nni.next_id)]
+    wait_for(lambda: len(nni.dispatcher.sent) == min(len(evaluate.seen), 3))
+    nni.running += nni.dispatcher.sent
+    nni.dispatcher.sent.clear()
+    while nni.running:
+        nni.step()
+    assert {each.id for each in read_entries(folder / "log")} >= evaluate.seen
+    assert len(read_entries(folder / "log")) == 18
+    wait_for(lambda: len(Server.ended_after) == 1)
+
+
+def test_trials_that_wait_for_a_gpu_are_not_taken_for_lost(folder):
+    nni = Nni(make_tuner(folder, rounds=1), concurrency=6)
+    nni.request(6)
+    nni.request(1)  # nothing left to give: the tuner watches
+    Server.trials_now = [NniTrial("SUCCEEDED", number) for number in range(5)]  # one not started
+    time.sleep(0.2)
+    assert not nni.dispatcher.sent
+    Server.trials_now.append(NniTrial("FAILED", 5))
+    wait_for(lambda: nni.dispatcher.sent)
+
+
+def test_candidate_that_fails_twice_is_kept_with_its_reason(folder):
+    bad = set()
+
+    def first_fails(choices):
+        arch = toy_spec().architecture(choices).id
+        if not bad or arch in bad:
+            bad.add(arch)
+            return {"default": 0.0, "arch": choices, "error": {"reason": "out of memory"}}
+        return final(choices)
+
+    nni = Nni(make_tuner(folder), concurrency=1, evaluate=first_fails)
+    nni.run()
+    failed = [each for each in read_entries(folder / "log") if each.score is None]
+    assert [each.id for each in failed] == list(bad)
+    assert failed[0].failure == "out of memory"
+    ranked = [file.name for file in (folder / "log" / "checkpoints").rglob("*.json")]
+    assert not any(failed[0].id in name for name in ranked)
+
+
+@pytest.mark.parametrize(
+    "value", [{"default": float("nan")}, {"default": None}, {}, None, "0.9", {"default": "high"}]
+)
+def test_results_without_a_finite_score_are_failures(folder, value):
+    tuner = make_tuner(folder, rounds=1, population=2)
+    (choices, _) = tuner.generate_multiple_parameters([0, 1], st_callback=None)
+    if isinstance(value, dict):
+        value = {**value, "arch": choices}
+    tuner.receive_trial_result(0, choices, value)
+    assert tuner.generate_multiple_parameters([2]) == [choices]
+    tuner.receive_trial_result(2, choices, value)
+    (entry,) = read_entries(folder / "log")
+    assert entry.score is None and "score" in entry.failure
+
+
+def test_plain_number_is_a_score_for_what_the_id_stands_for(folder):
+    tuner = make_tuner(folder)
+    first, second = tuner.generate_multiple_parameters([7, 8])
+    tuner.receive_trial_result(8, "", 0.25)
+    (entry,) = read_entries(folder / "log")
+    assert entry.choices == second and entry.score == 0.25
+
+
+def test_arch_in_the_result_wins_over_the_id(folder):
+    tuner = make_tuner(folder)
+    first, second = tuner.generate_multiple_parameters([0, 1])
+    tuner.receive_trial_result(0, first, final(second))
+    (entry,) = read_entries(folder / "log")
+    assert entry.choices == second and entry.score == toy_score(second)
+
+
+def test_results_twice_and_unknown_ids_are_harmless(folder):
+    tuner = make_tuner(folder)
+    (choices,) = tuner.generate_multiple_parameters([0])
+    for parameter_id in (0, 0, 99, None):
+        tuner.receive_trial_result(parameter_id, "", final(choices))
+    tuner.receive_trial_result(50, "", 0.5)
+    tuner.trial_end(None, False)
+    tuner.trial_end(1234, False)
+    assert len(read_entries(folder / "log")) == 1
+
+
+@pytest.mark.parametrize("is_paired", [False, True])
+@pytest.mark.parametrize("report", [False, True])
+def test_ten_failures_in_a_row_end_the_experiment(folder, monkeypatch, report, is_paired):
+    monkeypatch.setenv(PAIRED_VARIABLE, str(int(is_paired)))
+
+    def evaluate(choices):
+        return {**final(choices, 0.0), "error": {"reason": "no GPU"}} if report else None
+
+    nni = Nni(make_tuner(folder), concurrency=2, evaluate=evaluate)
+    nni.run(max_steps=12)
+    (error,) = nni.dispatcher.errors
+    assert "10 evaluations failed in a row" in error and "resume" in error
+    assert len(nni.evaluated) <= 12
+    state = json.loads((folder / "checkpoint" / "search.json").read_text())
+    assert "failed in a row" in state["problem"]
+
+
+def test_stale_search_space_ends_the_experiment(folder):
+    tuner = make_tuner(folder)
+    tuner.update_search_space(toy_spec(5).search_space())
+    dispatcher = Dispatcher()
+    assert tuner.generate_multiple_parameters([0], st_callback=dispatcher.send_trial_callback) == []
+    (error,) = dispatcher.errors
+    assert "stale" in error and "ss_gen" in error
+
+
+def test_full_disk_ends_the_experiment_without_raising(folder, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    nni = Nni(make_tuner(folder), concurrency=1)
+    nni.request(1)
+    monkeypatch.setattr("spos.search.record.write_text", refuse)
+    nni.step()
+    (error,) = nni.dispatcher.errors
+    assert "No space left on device" in error
+    assert not nni.running
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["default", "arch", "error", "layer_1"]), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(values=st.lists(JUNK, max_size=4))
+def test_tuner_never_raises_whatever_trials_report(folder, values):
+    tuner = make_tuner(folder)
+    tuner.generate_multiple_parameters([0, 1, 2, 3])
+    for number, value in enumerate(values):
+        tuner.receive_trial_result(number, value, value, trial_job_id="x")
+        tuner.import_data([{"parameter": value, "value": value}])
+        tuner.import_data([{"parameter": value, "value": value, "trialJobId": "x"}])
+        tuner.trial_end(number, False)
+    tuner.generate_multiple_parameters([4])
+    assert tuner._problem is None
+
+
+def crash_and_resume(folder, nni, *, rerun):
+    """kill -9 of everything, then `nnictl resume`; NNI runs again the trials in ``rerun``."""
+    tuner = EvolutionTuner(population=6, rounds=3, seed=1, cost_table=str(folder / "cost.json"))
+    tuner.load_checkpoint()
+    tuner.update_search_space(toy_spec().search_space())
+    after = Nni(tuner, concurrency=nni.concurrency)
+    bulk = [
+        # NNI pairs results with other parameters here; only the value can be trusted.
+        {"parameter": nni.evaluated[0], "value": final(each), "trialJobId": "old"}
+        for each in nni.evaluated
+    ]
+    tuner.import_data(bulk)
+    for choices in rerun:
+        tuner.import_data([{"parameter": choices, "value": final(choices)}])
+        after.evaluated.append(choices)
+    return after
+
+
+@pytest.mark.parametrize("num_steps", [0, 3, 8, 17])
+def test_resumed_search_evaluates_nothing_twice(folder, num_steps):
+    nni = Nni(make_tuner(folder), concurrency=3)
+    nni.run(max_steps=num_steps)
+    in_flight = [choices for _, choices in nni.running]
+    after = crash_and_resume(folder, nni, rerun=in_flight)
+    after.run()
+    evaluated = [*nni.evaluated, *after.evaluated]
+    assert len(evaluated) == 18
+    assert len({toy_spec().architecture(each).id for each in evaluated}) == 18
+    assert len((folder / "log" / "search.jsonl").read_text().splitlines()) == 18
+
+
+def test_trials_that_nni_forgot_are_evaluated_after_resume(folder):
+    nni = Nni(make_tuner(folder), concurrency=3)
+    nni.run(max_steps=4)
+    lost = [choices for _, choices in nni.running]
+    after = crash_and_resume(folder, nni, rerun=[])
+    after.run()
+    Server.trials_now = [NniTrial("SUCCEEDED", number) for number in range(after.next_id)]
+    wait_for(lambda: len(after.dispatcher.sent) == 3)
+    assert [choices for _, choices in after.dispatcher.sent] == lost
+
+
+def test_result_saved_by_nni_but_not_by_us_is_not_lost(folder):
+    """The tuner was killed after NNI took a result and before it was written."""
+    nni = Nni(make_tuner(folder), concurrency=1)
+    nni.run(max_steps=4)
+    ((_, last),) = nni.running
+    nni.evaluated.append(last)
+    after = crash_and_resume(folder, nni, rerun=[])
+    after.run()
+    assert last not in after.evaluated
+    assert len(read_entries(folder / "log")) == 18
+
+
+def test_crash_between_journal_and_state_is_mended(folder):
+    nni = Nni(make_tuner(folder), concurrency=1)
+    nni.run(max_steps=4)
+    before = (folder / "checkpoint" / "search.json").read_bytes()
+    nni.step()
+    (folder / "checkpoint" / "search.json").write_bytes(before)
+    after = crash_and_resume(folder, nni, rerun=[choices for _, choices in nni.running])
+    after.run()
+    lines = (folder / "log" / "search.jsonl").read_text().splitlines()
+    assert len(lines) == 18
+    assert not [each for each in after.evaluated if each in nni.evaluated]
+
+
+def test_lost_state_does_not_evaluate_finished_candidates_again(folder):
+    nni = Nni(make_tuner(folder), concurrency=1)
+    nni.run(max_steps=8)
+    (folder / "checkpoint" / "search.json").unlink()
+    after = crash_and_resume(folder, nni, rerun=[])
+    after.run()
+    assert not [each for each in after.evaluated if each in nni.evaluated]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 1}', b'{"version": 2}'])
+def test_damaged_state_ends_the_experiment_with_its_name(folder, content):
+    make_tuner(folder).generate_multiple_parameters([0])
+    path = folder / "checkpoint" / "search.json"
+    path.write_bytes(content)
+    tuner = EvolutionTuner(cost_table=str(folder / "cost.json"))
+    tuner.load_checkpoint()
+    tuner.update_search_space(toy_spec().search_space())
+    dispatcher = Dispatcher()
+    assert tuner.generate_multiple_parameters([0], st_callback=dispatcher.send_trial_callback) == []
+    assert "search.json" in dispatcher.errors[0]
+    assert path.read_bytes() == content
+
+
+def test_state_of_other_settings_is_refused_and_kept(folder):
+    make_tuner(folder).generate_multiple_parameters([0])
+    path = folder / "checkpoint" / "search.json"
+    before = path.read_bytes()
+    tuner = EvolutionTuner(population=7, cost_table=str(folder / "cost.json"))
+    tuner.load_checkpoint()
+    dispatcher = Dispatcher()
+    assert tuner.generate_multiple_parameters([0], st_callback=dispatcher.send_trial_callback) == []
+    assert "population" in dispatcher.errors[0] or "rounds" in dispatcher.errors[0]
+    assert path.read_bytes() == before
+
+
+def test_wrong_arguments_are_refused_by_name(folder):
+    paths = ExperimentPaths(folder)
+    assert EvolutionTuner.check_arguments({"rounds": 3, "population": 4}, paths=paths) == 12
+    with pytest.raises(ConfigError, match="population"):
+        EvolutionTuner.check_arguments({"population": 0}, paths=paths)
+    with pytest.raises(ConfigError, match="cost_table"):
+        EvolutionTuner.check_arguments({"cost_table": 3}, paths=paths)
+    with pytest.raises(ConstraintError, match="other.json"):
+        EvolutionTuner.check_arguments({"cost_table": "other.json"}, paths=paths)
+    with pytest.raises(ConstraintError, match="reaches"):
+        EvolutionTuner.check_arguments({"constraints": {"macs": [0, 1]}}, paths=paths)
+    with pytest.raises(ConstraintError, match="constraints"):
+        EvolutionTuner.check_arguments({"constraints": [330]}, paths=paths)
+
+
+def test_relative_paths_start_at_the_code_directory(tmp_path):
+    import base64
+
+    config = {"tuner": {"codeDirectory": "/code"}, "searchSpaceFile": "/spaces/space.json"}
+    encoded = base64.b64encode(json.dumps(config).encode()).decode()
+    paths = ExperimentPaths.of_dispatcher(["nni", "--exp_params", encoded])
+    assert str(paths.cost_table("tables/a.json")) == "/code/tables/a.json"
+    assert str(paths.cost_table("/b.json")) == "/b.json"
+    assert str(paths.cost_table(None)) == "/spaces/cost.json"
+    assert ExperimentPaths(tmp_path).cost_table(None) == tmp_path / "cost.json"
