@@ -93,14 +93,10 @@ def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
         **inputs.config(),
         **vars(recipe),
     }
-    runtime = {
-        "data_dir": str(inputs.data.train.root.parent.resolve()),
-        "workers": inputs.workers,
-        "device": str(inputs.device),
-        "fixed_arc": str(args.fixed_arc),
-    }
     is_main = rank() == 0
-    run = RunFolder(args.run_dir, RunSettings("scratch", config, runtime), is_writer=is_main)
+    run = RunFolder(
+        args.run_dir, RunSettings("scratch", config, inputs.runtime()), is_writer=is_main
+    )
     if is_main:
         log.info(
             "%s of %s: %s MACs, %s parameters; %d training images, %d test images; "
@@ -176,7 +172,8 @@ def write_best(path: Path, network, arch: Architecture, inputs: Inputs, accuracy
 
 def check_best(path: Path, test: ImageBatches, inputs: Inputs, accuracy: Accuracy) -> None:
     """Refuse to end well if the file does not give back the network that was measured."""
-    saved = load_subnet(path).to(inputs.device, memory_format=torch.channels_last)
+    saved = load_subnet(path)
+    saved.to(inputs.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if rank() == 0 and torch.distributed.is_initialized():
         return  # the test images are divided between processes here
     again = measure_accuracy(saved, test, inputs.device)

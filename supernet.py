@@ -10,13 +10,16 @@ split of the training images, the cost table (cost.json) and checkpoints.
 
 import argparse
 import logging
+import statistics
 
 import torch
 
+from spos.architecture import Candidate
 from spos.cost.counting import build_cost_table
 from spos.data.split import apply_split, save_split
 from spos.errors import run_main
 from spos.evaluation.build import build_evaluator
+from spos.evaluation.evaluator import Evaluator
 from spos.spaces import build_space, load_space_class
 from spos.supernet import Supernet
 from spos.training.flags import (
@@ -30,8 +33,11 @@ from spos.training.flags import (
 from spos.training.inputs import Inputs, fit_recipe, open_inputs, open_split
 from spos.training.loop import Training
 from spos.training.parallel import process_group, rank, select_device
+from spos.training.recipe import Recipe
 from spos.training.run_folder import RunFolder, RunSettings, show_log
 from spos.training.samplers import SAMPLERS, UniformSampler, build_sampler
+
+VAL_SEED = 2**32  # of the paths that validation measures; apart from the seeds people choose
 
 log = logging.getLogger("spos.supernet")
 
@@ -80,66 +86,45 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace, inputs: Inputs) -> None:
-    preset = inputs.preset
-    recipe = fit_recipe(preset.supernet, args, RECIPE_FLAGS)
-    per_class = args.held_out_per_class or preset.held_out_per_class
-    split = open_split(inputs.data, inputs.data.train.root.parent, per_class=per_class)
+    data_dir = inputs.data.train.root.parent
+    per_class = args.held_out_per_class or inputs.preset.held_out_per_class
+    split = open_split(inputs.data, data_dir, per_class=per_class)
     training, _ = apply_split(inputs.data.train, split)
+    recipe = fit_recipe(inputs.preset.supernet, args, RECIPE_FLAGS)
     options = {
         "image_size": inputs.image_size,
         "num_classes": len(inputs.data.train.classes),
         **parse_options(args.space_options),
     }
     table = build_cost_table(args.space, options=options)
-    sampler = build_sampler(
-        args.sampler, table, seed=recipe.seed,
-        macs_range=parse_range(args.macs_range, flag="--macs-range"),
-    )  # fmt: skip
-    calibration_images = args.calibration_images or preset.calibration_images
+    macs_range = parse_range(args.macs_range, flag="--macs-range")
+    sampler = build_sampler(args.sampler, table, seed=recipe.seed, macs_range=macs_range)
+    calibration_images = args.calibration_images or inputs.preset.calibration_images
     config = {
         "space": args.space,
-        "options": dict(table.spec.options),
+        "options": options,
         "sampler": args.sampler,
         "macs_range": args.macs_range,
-        **inputs.config(),
         "held_out": len(split.held_out),
         "calibration_images": calibration_images,
         "val_paths": args.val_paths,
+        **inputs.config(),
         **vars(recipe),
     }
-    runtime = {
-        "data_dir": str(inputs.data.train.root.parent.resolve()),
-        "workers": inputs.workers,
-        "device": str(inputs.device),
-    }
-    is_main = rank() == 0
-    run = RunFolder(args.run_dir, RunSettings("supernet", config, runtime), is_writer=is_main)
-    if is_main:
+    run = RunFolder(
+        args.run_dir,
+        RunSettings("supernet", config, inputs.runtime()),
+        is_writer=rank() == 0,
+    )
+    if run.is_writer:
         save_split(run.path / "split.json", split)
         table.save(run.path / "cost.json")
-        log.info(
-            "supernet of %s: %d training images, %d held out, %d classes at %d pixels; "
-            "%d epochs of batch %d at learning rate %g, on %s",
-            args.space, len(training), len(split.held_out), options["num_classes"],
-            inputs.image_size, recipe.epochs, recipe.batch_size, recipe.lr, inputs.device,
-        )  # fmt: skip
+        describe(args.space, inputs, recipe, len(training), len(split.held_out))
 
     torch.manual_seed(recipe.seed)
     supernet = Supernet(build_space(args.space, options=options, affine=False))
     evaluator = build_evaluator(supernet, inputs, split, calibration_images=calibration_images)
-    paths = [UniformSampler(table.spec, seed=-1).sample(n) for n in range(args.val_paths)]
-
-    def validate() -> dict[str, float]:
-        results = [evaluator.evaluate(path) for path in paths]
-        top1 = [result.top1 for result in results]
-        mean_loss = sum(result.loss for result in results) / len(results)
-        return {
-            "val/top1": sum(top1) / len(top1),
-            "val/top1_best": max(top1),
-            "val/top1_worst": min(top1),
-            "val/loss": mean_loss,
-        }
-
+    paths = [UniformSampler(table.spec, seed=VAL_SEED).sample(n) for n in range(args.val_paths)]
     Training(
         supernet,
         recipe,
@@ -148,17 +133,35 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         device=inputs.device,
         run=run,
         sampler=sampler,
-        validate=validate if paths else None,
+        validate=(lambda: measure_paths(evaluator, paths)) if paths else None,
         validate_every=args.val_every or max(1, recipe.epochs // 10),
         save_every=args.save_every,
     ).fit()
     run.close()
-    if is_main:
-        log.info(
-            'done: %s; next: nnictl ss_gen -t "python tester.py --run-dir %s", '
-            "or python -m spos search start",
-            run.path, run.path,
-        )  # fmt: skip
+    log.info("done: %s; next: python -m spos search start", args.run_dir)
+
+
+def describe(
+    space: str, inputs: Inputs, recipe: Recipe, num_training: int, num_held_out: int
+) -> None:
+    log.info(
+        "supernet of %s: %d training images, %d held out, %d classes at %d pixels; "
+        "%d epochs of batch %d at learning rate %g, on %s",
+        space, num_training, num_held_out, len(inputs.data.train.classes), inputs.image_size,
+        recipe.epochs, recipe.batch_size, recipe.lr, inputs.device,
+    )  # fmt: skip
+
+
+def measure_paths(evaluator: Evaluator, paths: list[dict[str, Candidate]]) -> dict[str, float]:
+    """Held-out accuracy of the same few paths every time, BatchNorm recalibrated for each."""
+    results = [evaluator.evaluate(path) for path in paths]
+    top1 = [result.top1 for result in results]
+    return {
+        "val/top1": statistics.mean(top1),
+        "val/top1_best": max(top1),
+        "val/top1_worst": min(top1),
+        "val/loss": statistics.mean(result.loss for result in results),
+    }
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import nn
 
 from spos.architecture import Architecture, load_architecture, parse_architecture
 from spos.data.preprocessing import Preprocessing
-from spos.errors import CheckpointError
+from spos.errors import CheckpointError, ConfigError
 from spos.files import open_atomic, parse_json
 from spos.spaces import build_subnet
 from spos.training.checkpoint import load_tensors, load_weights_into
@@ -74,13 +74,13 @@ def load_subnet(arch: Architecture | Path | str, weights: Path | str | None = No
     if str(weights).endswith(".safetensors"):
         metadata, tensors = _read(Path(weights))
         if "preprocessing" in metadata:
-            network.preprocessing = Preprocessing(metadata["preprocessing"])
+            network.preprocessing = _read_preprocessing(metadata["preprocessing"], weights)
         if "classes" in metadata:
-            names = parse_json(metadata["classes"], source=str(weights), error=CheckpointError)
-            network.classes = tuple(names)
+            network.classes = _read_classes(metadata["classes"], weights)
     else:
         tensors = load_tensors(weights)
-        tensors = tensors.get("network", tensors) if isinstance(tensors, dict) else {}
+        if isinstance(tensors, dict) and isinstance(tensors.get("network"), dict):
+            tensors = tensors["network"]  # a checkpoint of ours
     load_weights_into(network, tensors, source=str(weights))
     return network.eval()
 
@@ -92,6 +92,20 @@ def _read_architecture(path: Path) -> Architecture:
             f"{path}: does not say which architecture it is of; give the architecture file as well"
         )
     return parse_architecture(metadata["architecture"], source=f"{path}, its architecture")
+
+
+def _read_preprocessing(name: str, path: Path | str) -> Preprocessing:
+    try:
+        return Preprocessing(name)
+    except ConfigError as problem:
+        raise CheckpointError(f"{path}: {problem}") from None
+
+
+def _read_classes(text: str, path: Path | str) -> tuple[str, ...]:
+    names = parse_json(text, source=f"{path}, its classes", error=CheckpointError)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path}: its classes are not a list of names")
+    return tuple(names)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from spos.data.loader import Loader, build_loader
-from spos.data.preprocessing import Preprocessing
+from spos.data.decode import BadImage, encoded_size
 from spos.data.digits import is_digits, prepare_digits
 from spos.data.folder import DataFolder, ImageSet, open_data
+from spos.data.loader import Loader, build_loader
+from spos.data.preprocessing import Preprocessing
 from spos.data.split import Split, apply_split, load_split, make_split
 from spos.errors import ConfigError, DataError
 from spos.training.parallel import rank, world_size
@@ -74,6 +74,14 @@ class Inputs:
             "augmentation": self.augmentation,
             "preprocessing": self.preprocessing.name,
             "loader": self.backend,
+        }
+
+    def runtime(self) -> dict[str, Any]:
+        """What results do not depend on: where the images lie, and the machine."""
+        return {
+            "data_dir": str(self.data.train.root.parent.resolve()),
+            "workers": self.workers,
+            "device": str(self.device),
         }
 
     def training_loader(self, images: ImageSet, recipe: Recipe) -> Loader:
@@ -209,11 +217,10 @@ def _classify(data: DataFolder) -> tuple[str, int]:
     every = max(1, len(data.train) // SAMPLED_IMAGES)
     sides = []
     for path in data.train.paths[::every][:SAMPLED_IMAGES]:
-        try:
-            with Image.open(data.train.root / path) as image:
-                sides.append(min(image.size))
-        except OSError:
-            continue  # the loader and `data check` name undecodable images
+        file = data.train.root / path
+        size = encoded_size(file.read_bytes(), path=file)
+        if not isinstance(size, BadImage):  # the loader and `data check` name such images
+            sides.append(min(size))
     side = statistics.median(sides) if sides else 0
     if side > LARGEST_SMALL_IMAGE:
         return "imagenet", 224
