@@ -239,7 +239,9 @@ def _build_pipeline(
 ) -> Any:
     _, fn, types, pipeline_type = _import_dali()
     on_gpu = device.type == "cuda"
-    device_id = (device.index or 0) if on_gpu else None
+    device_id = None
+    if on_gpu:
+        device_id = torch.cuda.current_device() if device.index is None else device.index
     resize = (
         {"interp_type": types.INTERP_TRIANGULAR}
         if rule.antialias
@@ -272,25 +274,27 @@ def _build_pipeline(
         if "flip" in view:
             images = fn.flip(images, horizontal=view["flip"])
         if "brightness" in view:
-            factors = [view[name] for name in ("brightness", "contrast", "saturation")]
-            images = _jitter(images, [each.gpu() if on_gpu else each for each in factors])
+            factors = [view[name] for name in ("contrast", "saturation")]
+            images = _jitter(
+                images, view["brightness"], *(each.gpu() if on_gpu else each for each in factors)
+            )
         pipeline.set_outputs(images)
     pipeline.build()
     return pipeline
 
 
-def _jitter(images: Any, factors: list[Any]) -> Any:
-    """Brightness, contrast, saturation with Pillow's arithmetic: each step ends in whole levels."""
+def _jitter(images: Any, brightness: Any, contrast: Any, saturation: Any) -> Any:
+    """Pillow's arithmetic: contrast about the mean grey, each step cut to whole levels 0 to 255."""
     dali, fn, types, _ = _import_dali()
-    brightness, contrast, saturation = factors
 
     def whole(values: Any) -> Any:
-        return fn.cast(dali.math.floor(values), dtype=types.UINT8)  # cuts off below 0, above 255
+        return fn.cast(dali.math.floor(values), dtype=types.UINT8)
 
     def grey(pixels: Any) -> Any:
         return fn.color_space_conversion(pixels, image_type=types.RGB, output_type=types.GRAY)
 
-    images = whole(images * brightness)
+    # This operator rounds to the nearest level; half a level down, it rounds down as the others.
+    images = fn.brightness_contrast(images, brightness=brightness, brightness_shift=-0.499 / 255)
     mean = dali.math.floor(fn.reductions.mean(grey(images), keep_dims=True) + 0.5)
     images = whole(images * contrast + mean * (1.0 - contrast))
     return whole(images * saturation + grey(images) * (1.0 - saturation))
