@@ -1,6 +1,6 @@
 """The pieces of NNI that search spaces are written with, and what a space's choices mean to NNI.
 
-Imports NNI, torch and `spos.errors`; every other module takes NNI's classes from here.
+Imports NNI, `spos.architecture`, `spos.errors`. Other modules take the classes of NNI from here.
 """
 
 from __future__ import annotations

@@ -214,7 +214,7 @@ def test_too_many_combinations_stay_several_terms(own_spaces):
     class Wide(ModelSpace):
         def __init__(self, num_classes: int = 2) -> None:
             super().__init__()
-            widths = [nni.choice(f"w_{index}", list(range(1, 41))) for index in range(4)]
+            widths = [nni.choice(f"w_{index}", list(range(1, 9))) for index in range(6)]
             pairs = zip([3, *widths], [*widths, num_classes], strict=True)
             self.layers = nn.Sequential(*(mutable.MutableConv2d(a, b, 1) for a, b in pairs))
 
@@ -225,9 +225,12 @@ def test_too_many_combinations_stay_several_terms(own_spaces):
     table = build_cost_table("wide", options={"image_size": 4, "num_classes": 2})
     assert not table.is_separable
     assert max(len(term.costs["macs"]) for term in table.terms) <= 65_536
-    choices = {"w_0": 7, "w_1": 40, "w_2": 1, "w_3": 9}
-    weights = 3 * 7 + 7 * 40 + 40 * 1 + 1 * 9 + 9 * 2
-    assert table.costs(choices) == {"macs": 16 * weights, "params": weights + 7 + 40 + 1 + 9 + 2}
+    widths = (7, 8, 1, 5, 2, 6)
+    weights = 3 * 7 + 7 * 8 + 8 * 1 + 1 * 5 + 5 * 2 + 2 * 6 + 6 * 2
+    assert table.costs({f"w_{index}": width for index, width in enumerate(widths)}) == {
+        "macs": 16 * weights,
+        "params": weights + sum(widths) + 2,
+    }
 
 
 class _Strided(ModelSpace):
