@@ -104,7 +104,10 @@ def _best(args: argparse.Namespace) -> int:
         raise SearchError(f"experiment {known.id} has no result yet ({log / BEST} is not there)")
     arch = load_architecture(log / BEST)
     if args.output:
-        save_architecture(args.output, arch)
+        try:
+            save_architecture(args.output, arch)
+        except OSError as problem:
+            raise SearchError(f"--output {args.output}: {problem.strerror or problem}") from None
     _print_result(known.id, log, read_entries(log), num_listed=args.top)
     if args.output:
         print(f"wrote {args.output}")

@@ -11,6 +11,7 @@ import re
 import shlex
 import socket
 import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from spos.errors import ConfigError
+from spos.errors import ConfigError, SposError
 from spos.files import read_bytes
 from spos.search.arguments import ExperimentPaths
 from spos.search.generate import generate_search_space
@@ -191,8 +192,9 @@ def _canonical(config: Any, path: Path) -> dict[str, Any]:
     """The configuration as NNI's manager takes it, validated by NNI."""
     try:
         return config.json()
-    except Exception as problem:  # bare AssertionErrors among them
-        reason = _one_line(problem) or "a value that NNI does not allow"
+    except Exception as problem:
+        # A bare AssertionError says nothing; the line that raised it names the key.
+        reason = _one_line(problem) or traceback.extract_tb(problem.__traceback__)[-1].line
         raise ConfigError(f"{path}: NNI refuses it ({reason})") from None
 
 
@@ -208,7 +210,10 @@ def _check_tuner(tuner: Any, config: Mapping[str, Any], path: Path) -> int | Non
     if check is None:
         return None
     paths = ExperimentPaths(Path(config["tuner"]["codeDirectory"]), Path(config["searchSpaceFile"]))
-    return check(arguments, paths=paths)
+    try:
+        return check(arguments, paths=paths)
+    except SposError as problem:
+        raise type(problem)(f"{path}: tuner.classArgs: {problem}") from None
 
 
 def _check_budget(

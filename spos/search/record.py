@@ -84,6 +84,7 @@ class SearchRecord:
         self._folder, self._state_path = folder, state_path
         self._metrics: dict[str, Mapping[str, float]] = {}  # by architecture id
         self._num_saved_rounds = 0
+        self._best: Architecture | None = None  # as written
         self._is_readable = True  # what is on disk; if not, it is left as it is
 
     def settle(
@@ -169,8 +170,10 @@ class SearchRecord:
 
     def _save_best(self) -> None:
         ranking = self.search.ranking()
-        if ranking:
-            save_best(self._folder, self._architecture(ranking[0].choices))
+        best = self._architecture(ranking[0].choices) if ranking else None
+        if best is not None and best != self._best:
+            save_best(self._folder, best)
+            self._best = best
 
     def _architecture(self, choices: Choices) -> Architecture:
         arch = self.spec.architecture(choices)

@@ -1,0 +1,251 @@
+"""Real NNI experiments whose trials are `toy_trial.py`: pytest -m nni tests/search"""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from toy_trial import toy_score, toy_spec, toy_table
+
+from spos.search.launch import list_experiments, wait_until_gone
+from spos.search.nni_server import NniServer
+from spos.search.results import read_entries
+
+pytestmark = [pytest.mark.nni, pytest.mark.slow]
+
+TOY = Path(__file__).with_name("toy_trial.py")
+LIMIT = 5200
+
+
+class Lab:
+    """A folder with its own HOME, an experiment in it, and every process of it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.environment = {**os.environ, "HOME": str(folder), "NNI_FRAMEWORK": "none"}
+        self.environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.server = NniServer(self.port)
+        shutil.copy(TOY, folder)
+
+    def configure(self, *, rounds, population, trial="", concurrency=1):
+        config = {
+            "searchSpaceFile": "space.json",
+            "trialCommand": f"exec python toy_trial.py {trial}",
+            "trialCodeDirectory": ".",
+            "trialConcurrency": concurrency,
+            "maxTrialNumber": 2 * rounds * population,
+            "tuner": {
+                "className": "spos.search.tuner.EvolutionTuner",
+                "codeDirectory": ".",
+                "classArgs": {
+                    "rounds": rounds,
+                    "population": population,
+                    "constraints": {"macs": [0, LIMIT]},
+                },
+            },
+            "trainingService": {"platform": "local"},
+        }
+        (self.folder / "config.yml").write_text(yaml.safe_dump(config))
+
+    def begin(self, *command) -> subprocess.Popen:
+        return subprocess.Popen(
+            [str(part) for part in command],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *command) -> subprocess.CompletedProcess:
+        process = self.begin(*command)
+        out, err = process.communicate(timeout=120)
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def search(self, action, *flags) -> subprocess.Popen:
+        command = [sys.executable, "-m", "spos", "search", action, *flags, "--port", self.port]
+        return self.begin(*command)
+
+    @property
+    def log(self) -> Path:
+        (known,) = self.experiments
+        return known.folder / "log"
+
+    @property
+    def experiments(self):
+        return list_experiments(self.folder / "nni-experiments")
+
+    def entries(self):
+        return read_entries(self.log) if self.experiments else []
+
+    def evaluated(self) -> Counter:
+        """How often each architecture's evaluation began."""
+        lines = (self.folder / "trials.log").read_text().splitlines()
+        return Counter(line.split()[0] for line in lines if line.endswith(" begin"))
+
+    def finished(self) -> Counter:
+        lines = (self.folder / "trials.log").read_text().splitlines()
+        return Counter(line.split()[0] for line in lines if line.endswith(" end"))
+
+    def processes(self) -> list[psutil.Process]:
+        """Whatever runs with this HOME."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("HOME") == str(self.folder):
+                    found.append(process)
+            except psutil.Error:  # it ended, or is not ours
+                continue
+        return found
+
+    def kill_everything(self):
+        for process in self.processes():
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+            wait_until_gone(process.pid, 10)
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))  # where this process looks for experiments
+    lab = Lab(tmp_path)
+    yield lab
+    lab.kill_everything()
+
+
+def wait_for(condition, *, seconds=60, what="it"):
+    give_up_at = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up_at, f"waited for {what} in vain"
+        time.sleep(0.2)
+
+
+def check_scores(entries, count):
+    """Every score belongs to its architecture, by evaluating all of them again."""
+    assert len(entries) == len({each.id for each in entries}) == count
+    table = toy_table()
+    for each in entries:
+        assert each.id == toy_spec().architecture(each.choices).id
+        assert each.score == toy_score(each.choices)
+        assert table.cost(each.choices) <= LIMIT
+
+
+def test_plain_nnictl_reaches_done_by_itself(lab):
+    lab.configure(rounds=2, population=4)
+    lab.run("nnictl", "ss_gen", "-t", "python toy_trial.py", "-f", "space.json")
+    lab.run("nnictl", "create", "--config", "config.yml", "--port", lab.port)
+    wait_for(lambda: lab.server.status() == "DONE", what="DONE")
+    check_scores(lab.entries(), 8)
+    assert set(lab.evaluated().values()) == {1}
+    assert len(lab.server.trials()) == 8
+    assert (lab.log / "checkpoints" / "round_002").is_dir()
+
+
+def test_concurrent_search_with_dying_trials_behind_protection(lab):
+    lab.configure(rounds=2, population=8, trial="--fail die --seconds 0.3", concurrency=2)
+    process = lab.search("start", "--config", "config.yml")
+    wait_for(lambda: lab.experiments and lab.entries(), what="a first result")
+
+    (known,) = lab.experiments
+    manager = psutil.Process(known.pid)
+    listening = [each.laddr for each in manager.net_connections() if each.status == "LISTEN"]
+    assert [(each.ip, each.port) for each in listening] == [("127.0.0.1", lab.port)]
+    for address in external_addresses():
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((address, lab.port), timeout=5).close()
+    assert ask(lab.port, {}) == 200
+    assert ask(lab.port, {"Host": "evil.example"}) == 403
+    assert ask(lab.port, {"Host": f"192.0.2.1:{lab.port}"}) == 403
+    assert ask(lab.port, {"Origin": "http://evil.example"}) == 403
+    assert ask(lab.port, {"Origin": "null"}) == 403
+    assert ask(lab.port, {"Origin": f"http://localhost:{lab.port}"}) == 200
+    websocket = {"Connection": "Upgrade", "Upgrade": "websocket", "Host": "evil.example"}
+    with pytest.raises((ConnectionError, http.client.HTTPException)):
+        ask(lab.port, websocket, path="/tuner")
+
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    check_scores(lab.entries(), 16)
+    # Every fourth architecture dies at its first evaluation; nothing else is evaluated twice.
+    expected = {each.id: 1 + (int(each.id, 16) % 4 == 0) for each in lab.entries()}
+    assert lab.evaluated() == expected and max(expected.values()) == 2
+    best = max(lab.entries(), key=lambda each: each.score)
+    assert best.id in out and "16 candidates evaluated, 0 failed" in out
+    assert not lab.processes()
+
+
+def test_search_whose_trials_all_fail_says_why(lab):
+    lab.configure(rounds=2, population=8, trial="--fail always", concurrency=2)
+    process = lab.search("start", "--config", "config.yml")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "10 evaluations failed in a row" in err and err.count("\n") == 1
+    assert sum(lab.evaluated().values()) <= 13
+    assert not lab.processes()
+
+
+def test_killed_and_stopped_search_is_resumed(lab):
+    lab.configure(rounds=3, population=6, trial="--seconds 0.5", concurrency=2)
+    first = lab.search("start", "--config", "config.yml")
+    wait_for(lambda: len(lab.entries()) >= 4, what="four results")
+    first.kill()
+    lab.kill_everything()  # manager, tuner and trials at once
+    first.communicate()
+    before = lab.entries()
+    (known,) = lab.experiments
+
+    second = lab.search("resume", known.id)
+    wait_for(lambda: len(lab.entries()) >= len(before) + 4, what="four more results")
+    second.send_signal(signal.SIGTERM)
+    out, err = second.communicate(timeout=90)
+    assert second.returncode == 143, err
+    assert f"search resume {known.id}" in out
+    assert not lab.processes()
+    assert lab.entries()[: len(before)] == before
+
+    third = lab.search("resume", known.id)
+    out, err = third.communicate(timeout=120)
+    assert third.returncode == 0, err
+    check_scores(lab.entries(), 18)
+    # Finished candidates were evaluated once; of those in flight at most `concurrency` each time.
+    assert set(lab.finished().values()) == {1}
+    assert sum(lab.evaluated().values()) <= 18 + 2 * 2
+    assert not lab.processes()
+
+
+def external_addresses() -> list[str]:
+    return [
+        each.address
+        for addresses in psutil.net_if_addrs().values()
+        for each in addresses
+        if each.family == socket.AF_INET and not each.address.startswith("127.")
+    ]
+
+
+def ask(port, headers, *, path="/api/v1/nni/check-status") -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path, headers=headers)
+        response = connection.getresponse()
+        text = response.read()
+        if response.status == 200:
+            json.loads(text)
+        return response.status
+    finally:
+        connection.close()

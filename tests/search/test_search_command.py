@@ -1,0 +1,236 @@
+"""`python -m spos search best`, progress and signals: pytest tests/search/test_search_command.py"""
+
+import io
+import json
+import os
+import signal
+import subprocess
+
+import pytest
+from toy_trial import toy_spec
+
+from spos.__main__ import main
+from spos.architecture import load_architecture
+from spos.commands import search as search_command
+from spos.errors import SearchError
+from spos.search import launch
+from spos.search.launch import (
+    KnownExperiment,
+    RunningExperiment,
+    find_experiment,
+    is_alive,
+    list_experiments,
+    resume_experiment,
+)
+from spos.search.nni_server import NniServer
+from spos.search.results import Entry, append_entry, read_entries, save_best
+from spos.search.watch import StatusLine, describe_progress, watch_experiment
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def add_experiment(parent, name, scores, *, age=0):
+    folder = parent / name
+    (folder / "log").mkdir(parents=True)
+    best = None
+    for number, score in enumerate(scores):
+        choices = dict.fromkeys(toy_spec().choices, ("k3", "k5", "k7", "xcep")[number])
+        arch = toy_spec().architecture(choices, metrics={"macs": 322_918_720, "params": 3_500_000})
+        metrics = dict(arch.metrics)
+        append_entry(folder / "log", Entry(1, arch.id, choices, score, metrics))
+        if score is not None and (best is None or score > best[0]):
+            best = (score, arch)
+    if best:
+        save_best(folder / "log", best[1])
+    if scores:
+        os.utime(folder / "log" / "search.jsonl", (1e9 - age, 1e9 - age))
+    return best[1] if best else None
+
+
+def test_best_of_the_latest_search_is_shown_and_copied(home, capsys):
+    add_experiment(home / "nni-experiments", "older", [0.9, 0.8], age=100)
+    best = add_experiment(home / "nni-experiments", "newer", [0.2, 0.7, None, 0.3])
+    add_experiment(home / "nni-experiments", "empty", [])
+    output = home / "arch.json"
+    assert main(["search", "best", "--output", str(output)]) == 0
+    assert load_architecture(output, toy_spec()) == best
+    said = capsys.readouterr().out
+    assert "experiment newer: 3 candidates evaluated, 1 failed" in said
+    lines = [line for line in said.splitlines() if best.id in line]
+    assert "0.7000" in lines[0] and "322.9 M" in lines[0] and "3.5 M" in lines[0]
+    assert "median" in said and "scratch.py --fixed-arc" in said
+
+
+def test_best_of_a_named_search_in_a_folder(home, capsys):
+    best = add_experiment(home / "elsewhere", "one", [0.9, 0.8])
+    add_experiment(home / "elsewhere", "two", [0.1])
+    assert main(["search", "best", "one", "--experiments-dir", str(home / "elsewhere")]) == 0
+    assert best.id in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["best"], "no search"),
+        (["best", "nothere"], "nothere.*older"),
+        (["best", "failed"], "no result yet"),
+        (["resume", "nothere", "--port", "0"], "nothere"),
+    ],
+)
+def test_missing_experiments_are_named(home, arguments, message):
+    if arguments != ["best"]:
+        add_experiment(home / "nni-experiments", "older", [0.9])
+        add_experiment(home / "nni-experiments", "failed", [None])
+    with pytest.raises(SearchError, match=message):
+        main(["search", *arguments])
+
+
+def test_experiments_elsewhere_are_found_in_nnis_list(home):
+    add_experiment(home / "elsewhere", "far", [0.5])
+    (home / "nni-experiments").mkdir()
+    entry = {"logDir": str(home / "elsewhere"), "pid": 1, "port": 8080, "status": "RUNNING"}
+    (home / "nni-experiments" / ".experiment").write_text(json.dumps({"far": entry}))
+    known = find_experiment("far")
+    expected = KnownExperiment("far", home / "elsewhere" / "far", "RUNNING", 1, 8080)
+    assert known == expected and list_experiments() == [expected]
+
+
+def test_experiment_that_still_runs_is_not_resumed(home):
+    (home / "nni-experiments").mkdir()
+    entry = {
+        "logDir": str(home / "nni-experiments"),
+        "pid": os.getpid(),
+        "port": 1,
+        "status": "DONE",
+    }
+    (home / "nni-experiments" / ".experiment").write_text(json.dumps({"live": entry}))
+    with pytest.raises(SearchError, match=r"still runs.*nnictl stop live"):
+        resume_experiment("live", port=0)
+
+
+def test_damaged_journal_is_named(home):
+    folder = home / "log"
+    folder.mkdir()
+    (folder / "search.jsonl").write_text('{"round": 1}\n')
+    with pytest.raises(SearchError, match=r"search\.jsonl, line 1"):
+        read_entries(folder)
+
+
+def test_later_line_of_a_candidate_counts(home):
+    add_experiment(home, "x", [None])
+    log = home / "x" / "log"
+    (failed,) = read_entries(log)
+    append_entry(log, Entry(1, failed.id, failed.choices, 0.4))
+    (entry,) = read_entries(log)
+    assert entry.score == 0.4
+
+
+def test_output_that_cannot_be_written_is_named(home):
+    add_experiment(home / "nni-experiments", "x", [0.4])
+    with pytest.raises(SearchError, match="no/where.json"):
+        main(["search", "best", "--output", str(home / "no" / "where.json")])
+
+
+def test_progress_says_how_far_and_how_long():
+    entries = [Entry(1, str(n), {}, score) for n, score in enumerate([0.2, 0.4, None, 0.9])]
+    said = describe_progress(entries, num_planned=64, per_second=0.5)
+    assert said == "4/64 candidates, 1 failed, best 0.9000, median 0.4000, 30/min, ETA 0:02:00"
+    assert describe_progress([], num_planned=None, per_second=0.0) == "0 candidates"
+
+
+def test_status_line_is_rare_in_a_log_file(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("spos.search.watch.time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    line = StatusLine(stream)
+    for second in range(65):
+        now[0] = 100.0 + second
+        line.show(f"at {second}")
+    line.close("end")
+    assert stream.getvalue() == "at 0\nat 30\nat 60\nend\n"
+
+
+class FakeServer:
+    port = 1
+
+    def __init__(self, statuses):
+        self.statuses = list(statuses)
+
+    def status(self):
+        status = self.statuses.pop(0)
+        if status is None:
+            raise SearchError("no answer")
+        return status
+
+    def trials(self):
+        return []
+
+
+def watch(tmp_path, statuses, *, pid=1, num_planned=3):
+    (tmp_path / "log").mkdir(exist_ok=True)
+    server: NniServer = FakeServer(statuses)  # type: ignore[assignment]
+    watch_experiment(RunningExperiment("abc", server, pid, tmp_path), num_planned=num_planned)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr("spos.search.watch.POLL_SECONDS", 0.0)
+
+
+def test_watching_ends_when_done(tmp_path, quick):
+    watch(tmp_path, ["INITIALIZED", "RUNNING", None, "TUNER_NO_MORE_TRIAL", "DONE"])
+
+
+def test_reason_of_a_stopped_search_is_told(tmp_path, quick):
+    (tmp_path / "checkpoint").mkdir()
+    state = {"problem": "10 evaluations failed in a row"}
+    (tmp_path / "checkpoint" / "search.json").write_text(json.dumps(state))
+    with pytest.raises(SearchError, match="abc stopped: 10 evaluations failed"):
+        watch(tmp_path, ["RUNNING", "ERROR"])
+
+
+def test_error_of_nni_names_its_logs(tmp_path, quick):
+    with pytest.raises(SearchError, match=r"dispatcher\.log"):
+        watch(tmp_path, ["ERROR"])
+
+
+def test_manager_that_is_gone_is_told_with_the_way_back(tmp_path, quick):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    gone = process.pid
+    assert not is_alive(gone) and is_alive(os.getpid())
+    with pytest.raises(SearchError, match="search resume abc"):
+        watch(tmp_path, ["RUNNING", None], pid=gone)
+
+
+def test_tuner_of_nni_without_further_trials_ends_the_watch(tmp_path, quick):
+    watch(tmp_path, ["TUNER_NO_MORE_TRIAL"] * 100, num_planned=None)
+
+
+def test_signals_interrupt_only_while_they_may():
+    with search_command._Signals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(search_command._Interrupted) as caught:
+            signals.let_interrupt(True)
+        assert caught.value.number == signal.SIGTERM
+    with search_command._Signals() as signals:
+        signals.let_interrupt(True)
+        with pytest.raises(search_command._Interrupted):
+            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # once is enough
+        signals.let_interrupt(False)
+
+
+def test_environment_protects_and_finds_this_python(monkeypatch):
+    monkeypatch.setenv("NODE_OPTIONS", "--trace-warnings")
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    environment = launch.build_environment()
+    assert environment["NODE_OPTIONS"] == f'--trace-warnings --require "{launch.PRELOAD}"'
+    assert environment["NO_PROXY"] == "example.org,localhost,127.0.0.1"
+    assert environment["no_proxy"].endswith("localhost,127.0.0.1")
+    scripts = environment["PATH"].split(os.pathsep)[0]
+    assert os.path.exists(os.path.join(scripts, "nnictl"))
