@@ -128,7 +128,7 @@ def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
     calibrate(network, inputs, recipe)
     accuracy = measure_accuracy(network, test, inputs.device)
     run.record(training.step, as_metrics(accuracy, prefix="test"))
-    if is_main:
+    if run.is_writer:
         write_best(run.path / "best.safetensors", network, arch, inputs, accuracy, table)
         check_best(run.path / "best.safetensors", test, inputs, accuracy)
         log.info(

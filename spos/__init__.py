@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from spos.cost.table import Constraint, CostTable
     from spos.errors import SposError
+    from spos.subnet import load_subnet
     from spos.supernet import Supernet
 
 _HOME = {
@@ -30,6 +31,7 @@ _HOME = {
     "SposError": "spos.errors",
     "Supernet": "spos.supernet",
     "load_architecture": "spos.architecture",
+    "load_subnet": "spos.subnet",
     "save_architecture": "spos.architecture",
 }
 
@@ -41,6 +43,7 @@ __all__ = [
     "SposError",
     "Supernet",
     "load_architecture",
+    "load_subnet",
     "save_architecture",
 ]
 
