@@ -48,8 +48,9 @@ class CostAxis:
         differences = [cost - min(column) for column in columns for cost in column]
         whole = all(float(difference).is_integer() for difference in differences)
         divisor = math.gcd(*(int(difference) for difference in differences)) if whole else 0
-        exact = divisor > 0 and span / divisor < MAX_CELLS
-        self._cell = float(divisor) if exact else max(span / (MAX_CELLS - 1), 1e-12)
+        divisor = divisor or 1  # all costs the same, or not on a common grid
+        exact = whole and span / divisor < MAX_CELLS
+        self._cell = float(divisor) if exact else span / (MAX_CELLS - 1)
         self.slack = 0.0 if exact else self._cell * len(columns) / 2
         self._terms = [
             _AxisTerm(
@@ -68,14 +69,19 @@ class CostAxis:
         self._ways = self._count_ways()
         self._cumulative = np.concatenate([[0.0], np.cumsum(self._ways[0])])
 
-    def count_between(self, low: float, high: float) -> float:
-        """About how many architectures cost between ``low`` and ``high`` (exact to rounding)."""
-        first, last = self._cells(low, high)
+    def count_between(self, low: float, high: float, *, closed: bool = True) -> float:
+        """About how many architectures cost between ``low`` and ``high`` (exact to rounding).
+
+        Those that cost just ``high`` are counted if ``closed``.
+        """
+        first, last = self._cells(low, high, closed)
         return float(self._cumulative[last] - self._cumulative[first])
 
-    def draw(self, low: float, high: float, generator: np.random.Generator) -> dict[str, Candidate]:
-        """One of the architectures that cost between ``low`` and ``high``, all equally likely."""
-        first, last = self._cells(low, high)
+    def draw(
+        self, low: float, high: float, generator: np.random.Generator, *, closed: bool = True
+    ) -> dict[str, Candidate]:
+        """One of the architectures that `count_between` counts, all equally likely."""
+        first, last = self._cells(low, high, closed)
         begin, end = self._cumulative[first], self._cumulative[last]
         draws = generator.random(1 + len(self._terms) + len(self._free))
         target = begin + draws[0] * (end - begin)
@@ -92,9 +98,10 @@ class CostAxis:
             choices[label] = candidates[int(draw * len(candidates))]
         return {label: choices[label] for label in self._order}
 
-    def _cells(self, low: float, high: float) -> tuple[int, int]:
+    def _cells(self, low: float, high: float, closed: bool) -> tuple[int, int]:
         first = math.ceil((low - self.slack - self._low) / self._cell - 1e-9)
-        last = math.floor((high + self.slack - self._low) / self._cell + 1e-9) + 1
+        end = (high + self.slack - self._low) / self._cell
+        last = math.floor(end + 1e-9) + 1 if closed else math.ceil(end - 1e-9)
         limit = len(self._ways[0])
         first = min(max(first, 0), limit)
         return first, min(max(last, first), limit)

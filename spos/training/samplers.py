@@ -17,6 +17,7 @@ from spos.cost.table import Constraint, CostTable
 from spos.errors import ConstraintError
 
 MAX_DRAWS = 10_000
+MAX_TRIALS = 100  # for a bin's first architecture: one that is harder to hit is left out
 
 
 class PathSampler(Protocol):
@@ -86,11 +87,12 @@ class CostUniformSampler:
         Constraint(metric, low, high).check_reachable(table)
         self._table, self._metric, self._seed = table, metric, seed
         self._axis = CostAxis(table, metric)
-        edges = [low + (high - low) * number / num_bins for number in range(num_bins + 1)]
+        self._high = high
+        edges = [low + (high - low) * number / num_bins for number in range(num_bins)] + [high]
         self.bins = tuple(
             (left, right)
             for left, right in itertools.pairwise(edges)
-            if self._axis.count_between(left, right) > 0
+            if self._draw(left, right, counter_generator(0, 0), MAX_TRIALS)
         )
         if not self.bins:
             raise ConstraintError(
@@ -102,18 +104,28 @@ class CostUniformSampler:
         """The choices of training step ``step``."""
         generator = counter_generator(self._seed, step)
         left, right = self.bins[int(generator.random() * len(self.bins))]
-        is_last = right == self.bins[-1][1]
-        for _ in range(MAX_DRAWS):
-            choices = self._axis.draw(left, right, generator)
-            cost = self._table.cost(choices, self._metric)
-            # Bins are half-open but for the last. On an exact axis the draw is already inside, but
-            # for that edge; on a rounded one (`CostAxis`) a few lie just outside.
-            if left <= cost < right or (is_last and cost == right):
-                return choices
+        choices = self._draw(left, right, generator, MAX_DRAWS)
+        if choices:
+            return choices
         raise ConstraintError(
             f"no architecture of {self._table.spec.space!r} with {self._metric} between {left:,} "
             f"and {right:,} was found in {MAX_DRAWS} draws; use fewer bins or a wider range"
         )
+
+    def _draw(
+        self, left: float, right: float, generator: np.random.Generator, max_draws: int
+    ) -> dict[str, Candidate] | None:
+        """An architecture in a bin, which is half-open but for the last; None if it is empty."""
+        is_last = right == self._high
+        if not self._axis.count_between(left, right, closed=is_last):
+            return None
+        for _ in range(max_draws):
+            choices = self._axis.draw(left, right, generator, closed=is_last)
+            cost = self._table.cost(choices, self._metric)
+            # On an exact axis the draw is inside; on a rounded one a few lie just outside.
+            if left <= cost < right or (is_last and cost == right):
+                return choices
+        return None
 
 
 def counter_generator(seed: int, step: int) -> np.random.Generator:
