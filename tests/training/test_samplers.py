@@ -1,0 +1,321 @@
+"""Paths: evenly spread, functions of (seed, step) alone, exact where NNI's and Megvii's are not."""
+
+import itertools
+import math
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spos.architecture import SearchSpec
+from spos.cost.axis import CostAxis, table_moments
+from spos.cost.counting import build_cost_table
+from spos.cost.table import Constraint, CostTable, Term
+from spos.errors import ConstraintError
+from spos.training.samplers import (
+    PUBLISHED_RANGES,
+    SAMPLERS,
+    CostUniformSampler,
+    UniformSampler,
+    build_sampler,
+    counter_draws,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+DRAWS = 7_000
+
+# Quantiles of the chi-square distribution at 0.999, by degrees of freedom.
+CHI_SQUARE = {2: 13.8, 3: 16.3, 6: 22.5, 7: 24.3}
+
+
+def chi_square(counts, expected) -> float:
+    return sum((count - wanted) ** 2 / wanted for count, wanted in zip(counts, expected))
+
+
+def make_table(columns, *, fixed=0, labels=None) -> CostTable:
+    """A table of one term a column, each label with as many candidates as its column has costs."""
+    labels = labels or [f"layer_{number}" for number in range(len(columns))]
+    spec = SearchSpec(
+        "toy", {}, {k: tuple(f"c{i}" for i in range(len(v))) for k, v in zip(labels, columns)}
+    )  # fmt: skip
+    terms = [Term((k,), {"macs": tuple(v)}) for k, v in zip(labels, columns)]
+    return CostTable(spec, {"macs": fixed}, terms)
+
+
+def all_choices(spec: SearchSpec) -> list[dict]:
+    combinations = itertools.product(*spec.choices.values())
+    return [dict(zip(spec.choices, each, strict=True)) for each in combinations]
+
+
+@pytest.fixture(scope="module")
+def shufflenet() -> CostTable:
+    return build_cost_table("shufflenetv2", options={"image_size": 224, "num_classes": 1000})
+
+
+@pytest.fixture(scope="module")
+def draws(shufflenet):
+    sampler = build_sampler("macs-uniform", shufflenet, seed=3)
+    return [sampler.sample(step) for step in range(DRAWS)]
+
+
+# --- uniform ---------------------------------------------------------------------------------
+
+
+def test_uniform_gives_every_candidate_its_share():
+    spec = SearchSpec("toy", {}, {"layer_1": ("a", "b", "c", "d"), "width": (8, 16, 24)})
+    sampler = UniformSampler(spec, seed=1)
+    paths = [sampler.sample(step) for step in range(4_000)]
+    for label, candidates in spec.choices.items():
+        counts = Counter(path[label] for path in paths)
+        share = len(paths) / len(candidates)
+        assert set(counts) == set(candidates)
+        found = chi_square(counts.values(), itertools.repeat(share))
+        assert found < CHI_SQUARE[len(candidates) - 1]
+
+
+def test_uniform_layers_are_independent():
+    spec = SearchSpec("toy", {}, {"layer_1": ("a", "b"), "layer_2": (1, 2), "layer_3": ("x", "y")})
+    sampler = UniformSampler(spec, seed=0)
+    counts = Counter(tuple(sampler.sample(step).values()) for step in range(4_000))
+    assert len(counts) == 8
+    assert chi_square(counts.values(), itertools.repeat(500)) < CHI_SQUARE[7]
+
+
+# --- macs-uniform, on the real table ------------------------------------------------------------
+
+
+def test_macs_are_uniform_over_the_published_range(shufflenet, draws):
+    low, high = PUBLISHED_RANGES[("shufflenetv2", 224, 1000)]
+    macs = [shufflenet.cost(path) for path in draws]
+    assert low <= min(macs) and max(macs) <= high
+    counts, _ = np.histogram(macs, bins=7, range=(low, high))
+    assert max(abs(counts / DRAWS - 1 / 7)) < 0.15 / 7
+    assert chi_square(counts, itertools.repeat(DRAWS / 7)) < CHI_SQUARE[6]
+
+
+def test_drawn_paths_are_architectures_in_network_order(shufflenet, draws):
+    for path in draws[:50]:
+        assert list(path) == list(shufflenet.spec.choices)
+        assert shufflenet.spec.check(path) == path
+
+
+def test_every_candidate_of_every_layer_is_trained(shufflenet, draws):
+    for label, candidates in shufflenet.spec.choices.items():
+        counts = Counter(path[label] for path in draws)
+        assert min(counts[candidate] for candidate in candidates) > 0.1 * DRAWS
+
+
+def test_range_without_a_published_one_is_three_deviations_wide():
+    table = build_cost_table("shufflenetv2", options={"image_size": 32, "num_classes": 10})
+    mean, deviation = table_moments(table, "macs")
+    bins = CostUniformSampler(table).bins
+    assert bins[0][0] == pytest.approx(mean - 3 * deviation)
+    assert bins[-1][1] == pytest.approx(mean + 3 * deviation)
+    rng = random.Random(0)
+    costs = [
+        table.cost({k: rng.choice(v) for k, v in table.spec.choices.items()}) for _ in range(4_000)
+    ]
+    assert np.mean(costs) == pytest.approx(mean, rel=0.01)
+    assert np.std(costs) == pytest.approx(deviation, rel=0.05)
+
+
+# --- functions of (seed, step) -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_path_depends_on_seed_and_step_alone(shufflenet, name):
+    sampler = build_sampler(name, shufflenet, seed=5)
+    again = build_sampler(name, shufflenet, seed=5)
+    forward = [sampler.sample(step) for step in range(60)]
+    assert [again.sample(step) for step in reversed(range(60))] == forward[::-1]
+    assert build_sampler(name, shufflenet, seed=6).sample(0) != forward[0]
+    assert len({tuple(path.values()) for path in forward}) == 60
+
+
+def test_paths_are_equal_in_another_process_with_another_hash_seed(tmp_path):
+    table = make_table([[3, 1, 7], [10, 20, 40], [0, 5]])
+    table.save(tmp_path / "cost.json")
+    code = f"""
+import json
+from spos.cost.table import CostTable
+from spos.training.samplers import SAMPLERS, build_sampler
+table = CostTable.load({str(tmp_path / "cost.json")!r})
+samplers = [build_sampler(name, table, seed=-1) for name in SAMPLERS]
+print(json.dumps([[each.sample(step) for step in range(100)] for each in samplers]))
+import sys
+assert "torch" not in sys.modules
+"""
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "12345")
+    }
+    assert len(outputs) == 1
+    assert len(outputs.pop()) > 5_000
+
+
+def test_counter_draws_are_uniform_numbers():
+    draws = [draw for step in range(500) for draw in counter_draws(0, step, 4)]
+    counts, _ = np.histogram(draws, bins=4, range=(0, 1))
+    assert sum(counts) == 2_000
+    assert chi_square(counts, itertools.repeat(500)) < CHI_SQUARE[3]
+
+
+# --- bins ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bounds", [(0, 100), (500e6, 600e6)])
+def test_unreachable_range_is_refused_with_the_reachable_one(shufflenet, bounds):
+    with pytest.raises(ConstraintError, match=r"the space reaches 270,359,360 to 398,609,216"):
+        build_sampler("macs-uniform", shufflenet, seed=0, macs_range=bounds)
+
+
+def test_range_between_two_costs_is_refused():
+    with pytest.raises(ConstraintError, match="no architecture of 'toy' has macs between 2 and 9"):
+        CostUniformSampler(make_table([[0, 100]]), low=2, high=9)
+
+
+def test_bins_without_an_architecture_are_left_out():
+    table = make_table([[0, 60], [0, 1, 2]])
+    sampler = CostUniformSampler(table, low=0, high=70)
+    assert sampler.bins == ((0, 10), (60, 70))
+    costs = Counter(table.cost(sampler.sample(step)) >= 60 for step in range(2_000))
+    assert 900 < costs[True] < 1_100
+
+
+def test_architecture_on_the_edge_of_two_bins_is_in_the_upper_one():
+    # 20 lies at the end of the bin [10, 20), which is empty, and at the beginning of [20, 30).
+    table = make_table([[0, 20, 70]])
+    sampler = CostUniformSampler(table, low=0, high=70)
+    assert sampler.bins == ((0, 10), (20, 30), (60, 70))
+    counts = Counter(table.cost(sampler.sample(step)) for step in range(3_000))
+    assert chi_square([counts[0], counts[20], counts[70]], itertools.repeat(1_000)) < CHI_SQUARE[2]
+
+
+def test_architectures_of_a_bin_are_equally_likely():
+    table = make_table([[0, 3, 9], [1, 4, 7], [2, 2, 5]])
+    sampler = CostUniformSampler(table, low=3, high=21, num_bins=2)
+    counts = Counter(tuple(sampler.sample(step).values()) for step in range(5_400))
+    for low, high in ((3, 12), (12, 22)):
+        inside = [
+            counts[tuple(choices.values())]
+            for choices in all_choices(table.spec)
+            if low <= table.cost(choices) < high
+        ]
+        share = 2_700 / len(inside)
+        assert sum(inside) == pytest.approx(2_700, rel=0.06)
+        # The 0.999 quantile of chi-square with n degrees of freedom is below n + 4.5 sqrt(n).
+        assert chi_square(inside, itertools.repeat(share)) < len(inside) + 4.5 * len(inside) ** 0.5
+
+
+def test_measured_costs_are_spread_as_well():
+    rng = random.Random(1)
+    table = make_table([[rng.random() for _ in range(4)] for _ in range(6)], fixed=0.5)
+    sampler = CostUniformSampler(table)
+    costs = [table.cost(sampler.sample(step)) for step in range(DRAWS // 2)]
+    low, high = sampler.bins[0][0], sampler.bins[-1][1]
+    assert low <= min(costs) and max(costs) <= high
+    counts, _ = np.histogram(costs, bins=[low, *(right for _, right in sampler.bins)])
+    assert chi_square(counts, itertools.repeat(len(costs) / 7)) < CHI_SQUARE[6]
+
+
+def test_rounded_axis_leaves_out_a_bin_whose_only_cost_lies_beside_it():
+    # Not on a common grid, so the axis is rounded; 20.00001 is within its slack of [10, 20).
+    table = make_table([[0.0, 20.00001, 70.0], [0.0, 1e-7]])
+    sampler = CostUniformSampler(table, low=0, high=71, num_bins=71)
+    assert (19, 20) not in sampler.bins and (20, 21) in sampler.bins
+    for step in range(200):
+        assert sampler.sample(step)["layer_0"] in ("c0", "c1", "c2")
+
+
+# --- the cost axis -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_counts_equal_brute_force(seed):
+    rng = random.Random(seed)
+    columns = [
+        [rng.randrange(0, 600, 3) for _ in range(rng.randint(1, 4))]
+        for _ in range(rng.randint(1, 5))
+    ]
+    table = make_table(columns, fixed=rng.randrange(1_000))
+    axis = CostAxis(table, "macs")
+    costs = [table.cost(choices) for choices in all_choices(table.spec)]
+    assert axis.slack == 0
+    for _ in range(60):
+        low, high = sorted(rng.choice(costs) + rng.choice([-2, -0.5, 0, 0, 1.5]) for _ in range(2))
+        assert axis.count_between(low, high) == sum(low <= cost <= high for cost in costs)
+    assert axis.count_between(-1e9, 1e9) == len(costs)
+    assert axis.count_between(max(costs) + 1, 1e9) == 0
+
+
+def test_rounded_counts_are_within_their_slack():
+    rng = random.Random(2)
+    table = make_table([[rng.random() * 9 for _ in range(4)] for _ in range(5)], fixed=1.5)
+    axis = CostAxis(table, "macs")
+    costs = sorted(table.cost(choices) for choices in all_choices(table.spec))
+    assert 0 < axis.slack < 1e-3 * (costs[-1] - costs[0])
+    for _ in range(60):
+        low, high = sorted(rng.uniform(costs[0], costs[-1]) for _ in range(2))
+        fewest = sum(low <= cost <= high for cost in costs)
+        most = sum(low - 2 * axis.slack <= cost <= high + 2 * axis.slack for cost in costs)
+        assert fewest <= axis.count_between(low, high) <= most
+
+
+def test_choices_without_a_cost_are_drawn_evenly_too():
+    spec = SearchSpec("toy", {}, {"free": ("a", "b", "c"), "layer": ("x", "y")})
+    table = CostTable(spec, {"macs": 5}, [Term(("layer",), {"macs": (1, 2)})])
+    sampler = CostUniformSampler(table, low=6, high=7, num_bins=1)
+    counts = Counter(tuple(sampler.sample(step).items()) for step in range(3_000))
+    assert len(counts) == 6
+    assert min(counts.values()) > 400
+    assert all(list(dict(path)) == ["free", "layer"] for path in counts)
+
+
+def test_term_of_two_labels_is_drawn_as_one():
+    spec = SearchSpec("toy", {}, {"width": (8, 16), "layer": ("x", "y"), "last": ("p", "q")})
+    terms = [
+        Term(("width", "layer"), {"macs": (1, 20, 300, 4_000)}),
+        Term(("last",), {"macs": (0, 50_000)}),
+    ]
+    table = CostTable(spec, {"macs": 0}, terms)
+    axis = CostAxis(table, "macs")
+    rng = np.random.default_rng(0)
+    for choices in all_choices(spec):
+        cost = table.cost(choices)
+        assert axis.count_between(cost, cost) == 1
+        assert axis.draw(cost, cost, rng) == choices
+
+
+def test_table_that_is_no_sum_over_layers_is_refused():
+    spec = SearchSpec("toy", {}, {"a": (1, 2), "b": (1, 2)})
+    terms = [Term(("a", "b"), {"macs": (1, 2, 3, 4)}), Term(("b",), {"macs": (1, 2)})]
+    table = CostTable(spec, {"macs": 0}, terms)
+    with pytest.raises(ConstraintError, match="use the uniform sampler"):
+        CostUniformSampler(table)
+
+
+def test_space_of_one_cost_has_one_bin():
+    table = make_table([[7, 7], [1, 1, 1]], fixed=2)
+    sampler = CostUniformSampler(table)
+    assert math.prod(len(each) for each in table.spec.choices.values()) == 6
+    assert len({tuple(sampler.sample(step).values()) for step in range(200)}) == 6
+
+
+def test_constraint_of_a_draw_holds_at_both_ends():
+    table = make_table([[0, 1, 2, 3, 4, 5, 6, 7]], fixed=10)
+    sampler = CostUniformSampler(table, low=11, high=16)
+    allowed = Constraint("macs", 11, 16)
+    drawn = {table.cost(sampler.sample(step)) for step in range(500)}
+    assert drawn == {11, 12, 13, 14, 15, 16}
+    assert all(allowed.allows(table, sampler.sample(step)) for step in range(500))
