@@ -18,6 +18,7 @@ HEAD_WIDTH = 1024
 DROPOUT = 0.1
 
 IMAGE_SIZES = (8, 4096)
+NUM_HALVINGS = ((128, 5), (64, 4), (16, 3), (8, 2))  # from this image size on, this many
 MAX_CLASSES = 1_000_000
 
 
@@ -30,9 +31,9 @@ class ShuffleNetV2Space(ModelSpace):
     bias. The choices are ``layer_1`` to ``layer_20``.
 
     The stem and the first block of each stage halve the map: 224 to 7, 128 to 4. A small image is
-    halved ``min(5, floor(log2(image_size)) - 2)`` times only, so that the last map is at least
-    4 x 4; the earliest of (stem, stage 1, ..., stage 4) lose their stride first. So 64 is halved 4
-    times, 32 3 times, 16 twice. Such a first block of a stage keeps its two branches, at stride 1.
+    halved fewer times (`NUM_HALVINGS`): 64 four times, 32 or 28 three times, to 4 x 4; below 28
+    pixels the last map is 2 x 2 or 3 x 3. The earliest of (stem, stage 1, ..., stage 4) lose their
+    stride first. Such a first block of a stage keeps its two branches, at stride 1.
 
     Args:
         image_size: side of the square input images, from 8 to 4096.
@@ -85,7 +86,7 @@ def strides(image_size: int) -> tuple[int, ...]:
     >>> strides(224), strides(32)
     ((2, 2, 2, 2, 2), (1, 1, 2, 2, 2))
     """
-    num_halvings = min(5, image_size.bit_length() - 3)  # bit_length - 1 is the floor of log2
+    num_halvings = max(number for size, number in NUM_HALVINGS if image_size >= size)
     return (1,) * (5 - num_halvings) + (2,) * num_halvings
 
 

@@ -108,7 +108,7 @@ def test_initialisation_is_the_published_one():
 
 @pytest.mark.parametrize(
     ("image_size", "last_map"),
-    [(8, 4), (9, 5), (16, 4), (32, 4), (33, 5), (64, 4), (96, 6), (128, 4), (224, 7)],
+    [(8, 2), (9, 3), (16, 2), (28, 4), (32, 4), (33, 5), (64, 4), (96, 6), (128, 4), (224, 7)],
 )
 def test_last_map_suits_the_image_size(image_size, last_map):
     maps = {}
@@ -130,8 +130,8 @@ def test_earliest_layers_lose_their_stride_first():
     assert strides(224) == strides(128) == (2, 2, 2, 2, 2)
     assert strides(127) == strides(64) == (1, 2, 2, 2, 2)
     assert strides(32) == (1, 1, 2, 2, 2)
-    assert strides(16) == (1, 1, 1, 2, 2)
-    assert strides(8) == (1, 1, 1, 1, 2)
+    assert strides(63) == strides(28) == strides(16) == (1, 1, 2, 2, 2)
+    assert strides(15) == strides(8) == (1, 1, 1, 2, 2)
 
 
 def test_block_without_stride_keeps_its_projection():
