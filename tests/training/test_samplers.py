@@ -33,18 +33,16 @@ DRAWS = 7_000
 CHI_SQUARE = {2: 13.8, 3: 16.3, 6: 22.5, 7: 24.3}
 
 
-def chi_square(counts, expected) -> float:
-    return sum((count - wanted) ** 2 / wanted for count, wanted in zip(counts, expected))
+def chi_square(counts, share: float) -> float:
+    return sum((count - share) ** 2 / share for count in counts)
 
 
-def make_table(columns, *, fixed=0, labels=None) -> CostTable:
+def make_table(columns, *, fixed=0) -> CostTable:
     """A table of one term a column, each label with as many candidates as its column has costs."""
-    labels = labels or [f"layer_{number}" for number in range(len(columns))]
-    spec = SearchSpec(
-        "toy", {}, {k: tuple(f"c{i}" for i in range(len(v))) for k, v in zip(labels, columns)}
-    )  # fmt: skip
-    terms = [Term((k,), {"macs": tuple(v)}) for k, v in zip(labels, columns)]
-    return CostTable(spec, {"macs": fixed}, terms)
+    named = {f"layer_{number}": tuple(column) for number, column in enumerate(columns)}
+    choices = {label: tuple(f"c{i}" for i in range(len(each))) for label, each in named.items()}
+    terms = [Term((label,), {"macs": column}) for label, column in named.items()]
+    return CostTable(SearchSpec("toy", {}, choices), {"macs": fixed}, terms)
 
 
 def all_choices(spec: SearchSpec) -> list[dict]:
@@ -74,7 +72,7 @@ def test_uniform_gives_every_candidate_its_share():
         counts = Counter(path[label] for path in paths)
         share = len(paths) / len(candidates)
         assert set(counts) == set(candidates)
-        found = chi_square(counts.values(), itertools.repeat(share))
+        found = chi_square(counts.values(), share)
         assert found < CHI_SQUARE[len(candidates) - 1]
 
 
@@ -83,7 +81,7 @@ def test_uniform_layers_are_independent():
     sampler = UniformSampler(spec, seed=0)
     counts = Counter(tuple(sampler.sample(step).values()) for step in range(4_000))
     assert len(counts) == 8
-    assert chi_square(counts.values(), itertools.repeat(500)) < CHI_SQUARE[7]
+    assert chi_square(counts.values(), 500) < CHI_SQUARE[7]
 
 
 # --- macs-uniform, on the real table ------------------------------------------------------------
@@ -95,7 +93,7 @@ def test_macs_are_uniform_over_the_published_range(shufflenet, draws):
     assert low <= min(macs) and max(macs) <= high
     counts, _ = np.histogram(macs, bins=7, range=(low, high))
     assert max(abs(counts / DRAWS - 1 / 7)) < 0.15 / 7
-    assert chi_square(counts, itertools.repeat(DRAWS / 7)) < CHI_SQUARE[6]
+    assert chi_square(counts, DRAWS / 7) < CHI_SQUARE[6]
 
 
 def test_drawn_paths_are_architectures_in_network_order(shufflenet, draws):
@@ -168,7 +166,7 @@ def test_counter_draws_are_uniform_numbers():
     draws = [draw for step in range(500) for draw in counter_draws(0, step, 4)]
     counts, _ = np.histogram(draws, bins=4, range=(0, 1))
     assert sum(counts) == 2_000
-    assert chi_square(counts, itertools.repeat(500)) < CHI_SQUARE[3]
+    assert chi_square(counts, 500) < CHI_SQUARE[3]
 
 
 # --- bins ----------------------------------------------------------------------------------------
@@ -199,7 +197,7 @@ def test_architecture_on_the_edge_of_two_bins_is_in_the_upper_one():
     sampler = CostUniformSampler(table, low=0, high=70)
     assert sampler.bins == ((0, 10), (20, 30), (60, 70))
     counts = Counter(table.cost(sampler.sample(step)) for step in range(3_000))
-    assert chi_square([counts[0], counts[20], counts[70]], itertools.repeat(1_000)) < CHI_SQUARE[2]
+    assert chi_square([counts[0], counts[20], counts[70]], 1_000) < CHI_SQUARE[2]
 
 
 def test_architectures_of_a_bin_are_equally_likely():
@@ -215,7 +213,7 @@ def test_architectures_of_a_bin_are_equally_likely():
         share = 2_700 / len(inside)
         assert sum(inside) == pytest.approx(2_700, rel=0.06)
         # The 0.999 quantile of chi-square with n degrees of freedom is below n + 4.5 sqrt(n).
-        assert chi_square(inside, itertools.repeat(share)) < len(inside) + 4.5 * len(inside) ** 0.5
+        assert chi_square(inside, share) < len(inside) + 4.5 * len(inside) ** 0.5
 
 
 def test_measured_costs_are_spread_as_well():
@@ -226,7 +224,7 @@ def test_measured_costs_are_spread_as_well():
     low, high = sampler.bins[0][0], sampler.bins[-1][1]
     assert low <= min(costs) and max(costs) <= high
     counts, _ = np.histogram(costs, bins=[low, *(right for _, right in sampler.bins)])
-    assert chi_square(counts, itertools.repeat(len(costs) / 7)) < CHI_SQUARE[6]
+    assert chi_square(counts, len(costs) / 7) < CHI_SQUARE[6]
 
 
 def test_rounded_axis_leaves_out_a_bin_whose_only_cost_lies_beside_it():
