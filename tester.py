@@ -37,6 +37,11 @@ def parse_arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--workers", type=int, default=2, help="of the image loader")
+    parser.add_argument(
+        "--threads", type=int, default=max(1, (os.cpu_count() or 1) // 2),
+        help="of a CPU; part of the result's last bits, so the same for every candidate "
+        "(default: half of the cores, %(default)s here)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return parser.parse_args()
 
@@ -103,11 +108,14 @@ def run_trial(args: argparse.Namespace) -> None:
 
 def evaluate(args, run, choices, *, progress=None) -> dict[str, float]:
     """Held-out accuracy and costs of one architecture of a supernet run."""
+    import torch
+
     from spos.spaces import load_space_class
     from spos.training.parallel import select_device
     from spos.training.run_folder import show_log
 
     show_log()
+    torch.set_num_threads(args.threads)
     if args.space:
         load_space_class(args.space, allow_import=True)
     evaluator = run.evaluator(

@@ -100,6 +100,8 @@ def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 
 def any_rank(flag: bool, device: torch.device) -> bool:
     """Whether ``flag`` holds on any rank; a collective call."""
+    if world_size() == 1:
+        return flag
     return bool(reduce_sum(torch.tensor(float(flag), device=device)).item())
 
 
