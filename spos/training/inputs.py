@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from spos.data.counter_random import check_seed
 from spos.data.decode import BadImage, encoded_size
 from spos.data.digits import is_digits, prepare_digits
 from spos.data.folder import DataFolder, ImageSet, open_data
@@ -189,12 +190,21 @@ def open_split(data: DataFolder, data_dir: Path, *, per_class: int) -> Split:
 
 
 def fit_recipe(recipe: Recipe, args: argparse.Namespace, names: tuple[str, ...]) -> Recipe:
-    """``recipe`` with the given flags; an unset learning rate follows the batch size."""
-    changed = recipe.replace({name: getattr(args, name) for name in names})
-    if args.lr is None:
-        changed = changed.replace({"lr": recipe.lr * changed.batch_size / recipe.batch_size})
+    """``recipe`` with the given flags.
+
+    Unless they are given, the learning rate follows the batch size, and no more than a tenth of
+    the epochs warm up.
+
+    Raises:
+        ConfigError: naming the flag that is out of range.
+    """
+    changes = {name: getattr(args, name) for name in names}
+    if args.lr is None and args.batch_size:
+        changes["lr"] = recipe.lr * args.batch_size / recipe.batch_size
     if args.warmup_epochs is None:
-        changed = changed.replace({"warmup_epochs": min(recipe.warmup_epochs, changed.epochs / 10)})
+        changes["warmup_epochs"] = min(recipe.warmup_epochs, (args.epochs or recipe.epochs) / 10)
+    changed = recipe.replace(changes)
+    check_seed(changed.seed)
     return changed
 
 
