@@ -1,0 +1,171 @@
+"""Recipes: learning rates at every step, refused fields, what decays, what flags change."""
+
+import argparse
+import math
+
+import pytest
+from torch import nn
+
+from spos.errors import ConfigError
+from spos.training.flags import RECIPE_FLAGS, add_recipe_flags, parse_options, parse_range
+from spos.training.inputs import fit_recipe
+from spos.training.recipe import PRESETS, Recipe, decay_groups
+
+RECIPE = Recipe(epochs=10, batch_size=4, lr=0.8)
+
+
+# --- schedules -------------------------------------------------------------------------------
+
+
+def test_linear_rate_falls_to_zero_in_equal_steps():
+    rates = [RECIPE.lr_at(step, 5) for step in range(50)]
+    assert rates[0] == 0.8
+    falls = [before - after for before, after in zip(rates, rates[1:], strict=False)]
+    assert falls == pytest.approx([0.8 / 50] * 49)
+    assert RECIPE.lr_at(50, 5) == 0
+
+
+def test_cosine_rate_is_half_at_half_time():
+    recipe = RECIPE.replace({"schedule": "cosine"})
+    assert recipe.lr_at(0, 6) == 0.8
+    assert recipe.lr_at(30, 6) == pytest.approx(0.4)
+    assert recipe.lr_at(15, 6) == pytest.approx(0.4 * (1 + math.sqrt(0.5)))
+    assert recipe.lr_at(60, 6) == pytest.approx(0)
+    rates = [recipe.lr_at(step, 6) for step in range(60)]
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_warmup_rises_from_above_zero_to_the_rate(schedule):
+    recipe = RECIPE.replace({"schedule": schedule, "warmup_epochs": 1.5})
+    rates = [recipe.lr_at(step, 4) for step in range(41)]
+    assert rates[:6] == pytest.approx([0.8 * (step + 1) / 6 for step in range(6)])
+    assert rates[6] == 0.8
+    assert rates[6:] == sorted(rates[6:], reverse=True)
+    assert rates[40] == pytest.approx(0)
+
+
+def test_recipe_of_warmup_alone_has_a_rate_at_every_step():
+    recipe = Recipe(epochs=1, batch_size=4, lr=1.0, warmup_epochs=1.0)
+    assert [recipe.lr_at(step, 4) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+# --- fields ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("batch_size", -8),
+        ("lr", -0.1),
+        ("lr", math.nan),
+        ("warmup_epochs", -1),
+        ("warmup_epochs", 11),
+        ("momentum", 1.5),
+        ("weight_decay", -1e-5),
+        ("weight_decay", math.nan),
+        ("label_smoothing", 1.1),
+        ("clip_norm", -1),
+        ("schedule", "step"),
+        ("amp", "fp8"),
+    ],
+)
+def test_field_out_of_range_is_refused_as_its_flag(field, value):
+    with pytest.raises(ConfigError, match=rf"^--{field.replace('_', '-')} .*expected"):
+        RECIPE.replace({field: value})
+
+
+def test_preset_recipes_of_imagenet_are_the_papers():
+    preset = PRESETS["imagenet"]
+    for recipe, epochs in ((preset.supernet, 120), (preset.scratch, 240)):
+        assert (recipe.epochs, recipe.batch_size, recipe.lr) == (epochs, 1024, 0.5)
+        assert (recipe.schedule, recipe.warmup_epochs) == ("linear", 0)
+        assert (recipe.momentum, recipe.weight_decay) == (0.9, 4e-5)
+        assert (recipe.label_smoothing, recipe.clip_norm) == (0.1, 0)
+    assert preset.image_size == 224
+
+
+# --- weight decay ----------------------------------------------------------------------------
+
+
+def test_only_kernels_and_matrices_decay():
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, groups=4), nn.Linear(4, 2)
+    )
+    decayed, plain = decay_groups(network.parameters(), 0.3)
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    assert [names[id(each)] for each in decayed["params"]] == ["0.weight", "2.weight", "3.weight"]
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.3, 0)
+    assert len(decayed["params"]) + len(plain["params"]) == len(names)
+
+
+# --- flags -----------------------------------------------------------------------------------
+
+
+def fit(recipe: Recipe, *flags: str) -> Recipe:
+    parser = argparse.ArgumentParser()
+    add_recipe_flags(parser)
+    return fit_recipe(recipe, parser.parse_args(flags), RECIPE_FLAGS)
+
+
+def test_no_flags_leave_the_recipe_as_it_is():
+    for preset in PRESETS.values():
+        for recipe in (preset.supernet, preset.scratch):
+            fitted = fit(recipe)
+            assert fitted.replace({"warmup_epochs": recipe.warmup_epochs}) == recipe
+            assert fitted.warmup_epochs <= recipe.warmup_epochs
+
+
+def test_every_field_has_a_flag_that_sets_it():
+    flags = {
+        "epochs": 7, "batch_size": 3, "lr": 0.25, "schedule": "cosine", "warmup_epochs": 2.5,
+        "momentum": 0.5, "weight_decay": 0.125, "label_smoothing": 0.0, "clip_norm": 4.0,
+        "amp": "bf16", "seed": 9,
+    }  # fmt: skip
+    assert set(flags) == set(RECIPE_FLAGS) == set(vars(RECIPE))
+    words = [word for k, v in flags.items() for word in (f"--{k.replace('_', '-')}", str(v))]
+    assert vars(fit(RECIPE, *words)) == flags
+
+
+def test_rate_follows_the_batch_unless_given():
+    assert fit(RECIPE, "--batch-size", "16").lr == pytest.approx(3.2)
+    assert fit(RECIPE, "--batch-size", "1").lr == pytest.approx(0.2)
+    assert fit(RECIPE, "--batch-size", "16", "--lr", "0.8").lr == 0.8
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 4, 30])
+def test_short_run_warms_up_for_a_tenth_at_most(epochs):
+    recipe = RECIPE.replace({"warmup_epochs": 5.0})
+    fitted = fit(recipe, "--epochs", str(epochs))
+    assert fitted.warmup_epochs == pytest.approx(min(5, epochs / 10))
+    assert fit(recipe, "--epochs", str(epochs), "--warmup-epochs", "0.5").warmup_epochs == 0.5
+
+
+@pytest.mark.parametrize("flag", ["--epochs", "--batch-size"])
+def test_flag_of_zero_is_refused(flag):
+    with pytest.raises(ConfigError, match=f"{flag} 0: expected"):
+        fit(RECIPE, flag, "0")
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**64)])
+def test_seed_out_of_range_is_refused(seed):
+    with pytest.raises(ConfigError, match=f"seed {seed}: expected"):
+        fit(RECIPE, "--seed", seed)
+
+
+def test_options_are_a_json_object():
+    assert parse_options(None) == {}
+    assert parse_options('{"image_size": 32, "flag": true}') == {"image_size": 32, "flag": True}
+    for text in ("[1]", "image_size=32", '{"a": 1, "a": 2}', "3"):
+        with pytest.raises(ConfigError, match="--space-options"):
+            parse_options(text)
+
+
+def test_range_has_two_ends():
+    assert parse_range(None, flag="--macs-range") is None
+    assert parse_range("290M:0.36G", flag="--macs-range") == (290_000_000, 360_000_000)
+    for text in ("290M", ":", "1:2:3", "a:b", "1M:nan"):
+        with pytest.raises(ConfigError, match=f"--macs-range {text}: expected a range such as"):
+            parse_range(text, flag="--macs-range")
