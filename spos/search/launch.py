@@ -155,6 +155,24 @@ def find_experiment(experiment_id: str, experiments_dir: Path | None = None) -> 
     )
 
 
+def find_search(experiment_id: str | None, experiments_dir: Path | None = None) -> KnownExperiment:
+    """The search with this id, by default the latest one that has scored a candidate.
+
+    Raises:
+        SearchError: if there is none.
+    """
+    if experiment_id:
+        return find_experiment(experiment_id, experiments_dir)
+    known = list_experiments(experiments_dir)
+    searches = [each for each in known if (each.folder / "log" / JOURNAL).exists()]
+    if not searches:
+        raise SearchError(
+            f"there is no search in {experiments_dir or '~/nni-experiments'} yet; start one with "
+            "`python -m spos search start`"
+        )
+    return searches[-1]
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process runs (one that ended but was not waited for does not)."""
     try:
