@@ -34,8 +34,8 @@ def save_checkpoint(
 ) -> Path:
     """Save ``state`` (tensors, numbers, text, lists and dictionaries only) as step ``step``.
 
-    The oldest checkpoints beyond ``keep`` are deleted, but only after this one is complete. If the
-    disk fills up, the earlier checkpoints stay as they are.
+    The oldest checkpoints beyond ``keep`` are deleted, and what killed writers left, but only after
+    this one is complete. If the disk fills up, the earlier checkpoints stay as they are.
 
     Raises:
         CheckpointError: if the files cannot be written.
@@ -58,9 +58,7 @@ def save_checkpoint(
         raise CheckpointError(
             f"{path}: cannot be saved ({problem}); earlier checkpoints are kept"
         ) from problem
-    for _, old in _marks(folder)[keep:]:
-        old.unlink(missing_ok=True)
-        old.with_suffix(".pt").unlink(missing_ok=True)
+    _delete_old(folder, keep)
     return path
 
 
@@ -72,8 +70,7 @@ def latest_checkpoint(folder: Path | str) -> tuple[int, Path] | None:
     Raises:
         CheckpointError: if there are checkpoints but every one of them is damaged.
     """
-    marks = _marks(Path(folder))
-    for step, mark in marks:
+    for step, mark in _marks(Path(folder)):
         path = mark.with_suffix(".pt")
         try:
             check_checkpoint(path)
@@ -84,11 +81,11 @@ def latest_checkpoint(folder: Path | str) -> tuple[int, Path] | None:
                     os.replace(file, file.with_name(file.name + ".damaged"))
             continue
         return step, path
-    if marks:
-        names = ", ".join(mark.with_suffix(".pt").name for _, mark in marks)
+    damaged = sorted({path.name.split(".")[0] for path in Path(folder).glob("step_*.damaged")})
+    if damaged:  # now or at an earlier start: not to be taken for a run that has only begun
         raise CheckpointError(
-            f"{folder}: every checkpoint is damaged ({names}); restore one from a copy, or start "
-            "again in another run folder"
+            f"{folder}: every checkpoint is damaged ({', '.join(damaged)}); restore one from a "
+            "copy, or start again in another run folder"
         )
     return None
 
@@ -172,6 +169,16 @@ def load_weights_into(
         raise CheckpointError(
             f"{source}: its weights do not fit this network: {detail or problem}"
         ) from None
+
+
+def _delete_old(folder: Path, keep: int) -> None:
+    marks = [mark for _, mark in _marks(folder)]
+    for mark in marks[keep:]:
+        mark.unlink(missing_ok=True)
+    kept = {mark.with_suffix(".pt").name for mark in marks[:keep]}
+    for path in (*folder.glob("step_*.pt"), *folder.glob(".step_*.tmp")):
+        if path.name not in kept:
+            path.unlink(missing_ok=True)
 
 
 def _marks(folder: Path) -> list[tuple[int, Path]]:
