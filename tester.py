@@ -1,6 +1,6 @@
 """Evaluate candidate architectures of a trained supernet.
 
-    python tester.py --arch architecture.json           # one architecture, by hand
+    python tester.py --arch best.json                   # one architecture or several, by hand
     nnictl ss_gen -t "python tester.py"                 # write the search space for NNI
     nnictl create --config config_search.yml            # then NNI starts this script as its trials
 
@@ -28,7 +28,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--run-dir", type=Path, default=Path("runs/supernet"), metavar="DIR",
                         help="run folder of supernet.py (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--arch", type=Path, metavar="FILE", help="architecture to evaluate")
+    parser.add_argument(
+        "--arch", type=Path, nargs="+", metavar="FILE", help="architectures to evaluate"
+    )
     parser.add_argument("--space", metavar="MODULE:CLASS",
                         help="your own space, if the supernet was trained with one")  # fmt: skip
     parser.add_argument(
@@ -42,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
         help="of a CPU; part of the result's last bits, so the same for every candidate "
         "(default: half of the cores, %(default)s here)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument("--json", action="store_true", help="print each result as one line of JSON")
     return parser.parse_args()
 
 
@@ -51,7 +53,7 @@ def main() -> None:
     if SEARCH_SPACE_VARIABLE in os.environ:
         write_search_space(args, Path(os.environ[SEARCH_SPACE_VARIABLE]))
     elif args.arch:
-        evaluate_file(args)
+        evaluate_files(args)
     else:
         run_trial(args)
 
@@ -68,20 +70,23 @@ def write_search_space(args: argparse.Namespace, path: Path) -> None:
                      f"{run.spec.num_architectures:.3g} architectures\n")  # fmt: skip
 
 
-def evaluate_file(args: argparse.Namespace) -> None:
-    """Evaluate the architecture in a file and print its result."""
+def evaluate_files(args: argparse.Namespace) -> None:
+    """Evaluate the architectures in files and print their results."""
     from spos.architecture import load_architecture
     from spos.evaluation.build import open_supernet_run
 
     run = open_supernet_run(args.run_dir)
-    arch = load_architecture(args.arch, run.spec)
-    result = evaluate(args, run, arch.choices)
-    if args.json:
-        sys.stdout.write(json.dumps({**result, "arch": dict(arch.choices)}) + "\n")
-        return
-    for name, value in result.items():
-        shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-        sys.stdout.write(f"{name:8s} {shown}\n")
+    archs = [load_architecture(path, run.spec) for path in args.arch]
+    evaluator = build_evaluator(args, run)
+    for path, arch in zip(args.arch, archs, strict=True):
+        result = evaluate(evaluator, run, arch.choices)
+        if args.json:
+            sys.stdout.write(json.dumps({**result, "arch": dict(arch.choices)}) + "\n")
+            continue
+        sys.stdout.write(f"{path}\n")
+        for name, value in result.items():
+            shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+            sys.stdout.write(f"  {name:8s} {shown}\n")
 
 
 def run_trial(args: argparse.Namespace) -> None:
@@ -98,7 +103,9 @@ def run_trial(args: argparse.Namespace) -> None:
         checkpoint = run.checkpoint()
         result = load_result(run.path, checkpoint, arch)
         if result is None:
-            result = evaluate(args, run, arch.choices, progress=trial.report_intermediate)
+            result = evaluate(
+                build_evaluator(args, run), run, arch.choices, progress=trial.report_intermediate
+            )
             save_result(run.path, checkpoint, arch, result)
     except Exception as problem:
         trial.report_failure(f"{type(problem).__name__}: {problem}")
@@ -106,8 +113,8 @@ def run_trial(args: argparse.Namespace) -> None:
     trial.report_final({"default": result["top1"], **result, "arch": dict(arch.choices)})
 
 
-def evaluate(args, run, choices, *, progress=None) -> dict[str, float]:
-    """Held-out accuracy and costs of one architecture of a supernet run."""
+def build_evaluator(args, run):
+    """The evaluator of a supernet run on this machine."""
     import torch
 
     from spos.spaces import load_space_class
@@ -118,10 +125,14 @@ def evaluate(args, run, choices, *, progress=None) -> dict[str, float]:
     torch.set_num_threads(args.threads)
     if args.space:
         load_space_class(args.space, allow_import=True)
-    evaluator = run.evaluator(
+    return run.evaluator(
         run.checkpoint(), data_dir=args.data_dir, workers=args.workers,
         device=select_device(args.device),
     )  # fmt: skip
+
+
+def evaluate(evaluator, run, choices, *, progress=None) -> dict[str, float]:
+    """Held-out accuracy and costs of one architecture of a supernet run."""
     accuracy = evaluator.evaluate(choices, progress=progress)
     return {
         "top1": accuracy.top1,

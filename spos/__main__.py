@@ -12,6 +12,7 @@ from spos.errors import run_main
 COMMANDS = {
     "data": "make the embedded data set, split a data set, find undecodable images",
     "search": "start an architecture search on NNI safely, show its best architectures",
+    "summary": "what a supernet, its search and the training from scratch came to",
 }
 
 

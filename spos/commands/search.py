@@ -18,7 +18,7 @@ from spos.search.experiment import Changes, check_port, prepare_experiment
 from spos.search.launch import (
     RunningExperiment,
     find_experiment,
-    list_experiments,
+    find_search,
     resume_experiment,
     start_experiment,
     stop_experiment,
@@ -85,20 +85,7 @@ def _resume(args: argparse.Namespace) -> int:
 
 
 def _best(args: argparse.Namespace) -> int:
-    if args.id:
-        known = find_experiment(args.id, args.experiments_dir)
-    else:
-        searches = [
-            each
-            for each in list_experiments(args.experiments_dir)
-            if (each.folder / "log" / JOURNAL).exists()
-        ]
-        if not searches:
-            raise SearchError(
-                f"there is no search in {args.experiments_dir or '~/nni-experiments'} yet; start "
-                "one with `python -m spos search start`"
-            )
-        known = searches[-1]
+    known = find_search(args.id, args.experiments_dir)
     log = known.folder / "log"
     if not (log / BEST).exists():
         raise SearchError(f"experiment {known.id} has no result yet ({log / BEST} is not there)")

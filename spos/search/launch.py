@@ -23,6 +23,7 @@ from typing import Any
 from spos.errors import ConfigError, SearchError
 from spos.files import read_json
 from spos.search.nni_server import NniServer
+from spos.search.results import JOURNAL
 
 PRELOAD = Path(__file__).with_name("nni_preload.js")
 START_SECONDS = 120.0

@@ -1,0 +1,133 @@
+"""The whole job as a user runs it: supernet, search through NNI, training from scratch."""
+
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from tiny_space import TINY, write_data
+
+from spos.search.results import read_entries
+
+pytestmark = [pytest.mark.nni, pytest.mark.slow]
+BIN = os.path.dirname(sys.executable)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with tiny images, a trained supernet and the search's configuration."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    write_data(folder / "images", train=24, test=8)
+    shutil.copy(ROOT / "config_search.yml", folder)
+    run(
+        folder, sys.executable, ROOT / "supernet.py", "--space", TINY, "--data-dir", "images",
+        "--run-dir", "supernet", "--epochs", 3, "--batch-size", 12, "--image-size", 8,
+        "--held-out-per-class", 10, "--workers", 0, "--device", "cpu",
+    )  # fmt: skip
+    return folder
+
+
+def run(folder, *command, status=0, **environment):
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=folder,
+        env={
+            **os.environ,
+            "HOME": str(folder),
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT / "tests"),
+            "OMP_NUM_THREADS": "1",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout
+
+
+def tester(folder):
+    return (
+        f"exec {sys.executable} {ROOT}/tester.py --run-dir {folder}/supernet --space {TINY} "
+        "--workers 0 --device cpu"
+    )
+
+
+def free_port():
+    with socket.socket() as each:
+        each.bind(("127.0.0.1", 0))
+        return each.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def search(work):
+    """The log folder of a finished search with two trials at a time."""
+    run(
+        work, sys.executable, "-m", "spos", "search", "start", "--rounds", 3, "--population", 6,
+        "--concurrency", 2, "--trial-command", tester(work), "--port", free_port(),
+    )  # fmt: skip
+    (log,) = (work / "nni-experiments").glob("[!_]*/log")
+    return log
+
+
+def test_every_score_belongs_to_its_architecture(work, search):
+    entries = read_entries(search)
+    assert len(entries) == 18 and len({each.id for each in entries}) == 18
+    assert all(each.failure is None for each in entries)
+    chosen = random.Random(0).sample(entries, 10)
+    files = [work / f"{each.id}.json" for each in chosen]
+    for each, file in zip(chosen, files, strict=True):
+        file.write_text(json.dumps(dict(each.choices)))
+    lines = run(work, *tester(work).split()[1:], "--arch", *files, "--json").splitlines()
+    again = [json.loads(line) for line in lines]
+    assert [each["arch"] for each in again] == [dict(each.choices) for each in chosen]
+    for name in ("top1", "top5", "loss", "macs", "params"):
+        assert [each[name] for each in again] == [each.metrics[name] for each in chosen]
+    assert [each["top1"] for each in again] == [each.score for each in chosen]
+
+
+def test_the_winner_trains_from_scratch_and_is_summed_up(work, search):
+    best = run(work, sys.executable, "-m", "spos", "search", "best", "--output", "best.json")
+    assert "best.json" in best
+    run(
+        work, sys.executable, ROOT / "scratch.py", "--fixed-arc", "best.json", "--space", TINY,
+        "--data-dir", "images", "--run-dir", "scratch", "--epochs", 6, "--batch-size", 12,
+        "--workers", 0, "--device", "cpu",
+    )  # fmt: skip
+    text = run(
+        work, sys.executable, "-m", "spos", "summary", "--supernet", "supernet",
+        "--scratch", "scratch", "--json",
+    )  # fmt: skip
+    summary = json.loads(text)
+    entries = read_entries(search)
+    best_score = max(each.score for each in entries)
+    assert summary["search"]["candidates"] == 18
+    assert summary["search"]["top-1 of the best candidate"] == best_score
+    assert json.loads((work / "best.json").read_text())["metrics"]["top1"] == best_score
+    assert summary["scratch"]["test top-1"] > 0.6  # three colours: chance is a third
+
+
+def test_plain_nnictl_reaches_done(work):
+    run(work, "nnictl", "ss_gen", "-t", tester(work))
+    space = json.loads((work / "nni_auto_gen_search_space.json").read_text())
+    assert space["layer_1"] == {"_type": "choice", "_value": ["k1", "k3", "k5"]}
+    config = (work / "config_search.yml").read_text()
+    config = config.replace("exec python tester.py --run-dir runs/supernet", tester(work))
+    config = config.replace("rounds: 20 ", "rounds: 2 ").replace("population: 50", "population: 3")
+    (work / "plain.yml").write_text(config)
+    port = free_port()
+    command = ["nnictl", "create", "--config", "plain.yml", "--port", str(port), "--foreground"]
+    out = run(work, *command)  # in the foreground nnictl returns when the experiment is DONE
+    assert "DONE" in out or "finished" in out.lower() or "Stopping experiment" in out
+    (log,) = (
+        path.parent
+        for path in (work / "nni-experiments").glob("[!_]*/log/search.jsonl")
+        if len(read_entries(path.parent)) == 6
+    )
+    assert len({each.id for each in read_entries(log)}) == 6
