@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 
-from spos.architecture import SearchSpec, load_architecture
+from spos.architecture import Architecture, SearchSpec, load_architecture
 from spos.cost.table import CostTable
 from spos.data.decode import BadImage, load_rgb
 from spos.data.split import load_split
@@ -42,6 +42,9 @@ from spos.training.checkpoint import latest_checkpoint, load_checkpoint, load_te
 from spos.training.run_folder import read_settings
 
 SPEC = SearchSpec("wide", {}, {"layer_1": ("k3", "k5")})
+ARCH = Architecture(
+    "shufflenetv2", {"image_size": 8}, {f"layer_{number}": "k3" for number in range(1, 21)}
+)
 
 
 # --- attacks -----------------------------------------------------------------------------------
@@ -176,6 +179,9 @@ READERS = {
     "checkpoint": Reader("step_00000001.pt", read_marked_checkpoint, CheckpointError),
     "weights of others": Reader("weights.pth.tar", load_tensors, CheckpointError),
     "subnet": Reader("best.safetensors", load_subnet, CheckpointError),
+    "subnet's weights": Reader(
+        "weights.pth", lambda path: load_subnet(ARCH, path), CheckpointError
+    ),
 }  # fmt: skip
 
 
@@ -194,11 +200,13 @@ def test_attack_is_refused_by_name(tmp_path, name, attack):
     assert not marker.exists()
 
 
-def test_refused_weights_say_what_they_wanted_to_run(tmp_path):
-    path = tmp_path / "weights.pt"
+@pytest.mark.parametrize("name", ["checkpoint", "weights of others", "subnet's weights"])
+def test_refused_weights_say_what_they_wanted_to_run(tmp_path, name):
+    path = tmp_path / READERS[name].file_name
     path.write_bytes(torch_zip(tmp_path / "marker"))
-    with pytest.raises(CheckpointError, match=r"blocked: .*mkdir"):
-        load_tensors(path)
+    with pytest.raises(CheckpointError, match=r"blocked: .*mkdir\); save its state_dict alone"):
+        READERS[name].read(path)
+    assert not (tmp_path / "marker").exists()
 
 
 # --- damaged weights -------------------------------------------------------------------------
