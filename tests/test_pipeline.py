@@ -52,7 +52,7 @@ def run(folder, *command, status=0, **environment):
     return done.stdout
 
 
-def tester(folder):
+def trial_command(folder):
     return (
         f"exec {sys.executable} {ROOT}/tester.py --run-dir {folder}/supernet --space {TINY} "
         "--workers 0 --device cpu"
@@ -70,7 +70,7 @@ def search(work):
     """The log folder of a finished search with two trials at a time."""
     run(
         work, sys.executable, "-m", "spos", "search", "start", "--rounds", 3, "--population", 6,
-        "--concurrency", 2, "--trial-command", tester(work), "--port", free_port(),
+        "--concurrency", 2, "--trial-command", trial_command(work), "--port", free_port(),
     )  # fmt: skip
     (log,) = (work / "nni-experiments").glob("[!_]*/log")
     return log
@@ -84,7 +84,7 @@ def test_every_score_belongs_to_its_architecture(work, search):
     files = [work / f"{each.id}.json" for each in chosen]
     for each, file in zip(chosen, files, strict=True):
         file.write_text(json.dumps(dict(each.choices)))
-    lines = run(work, *tester(work).split()[1:], "--arch", *files, "--json").splitlines()
+    lines = run(work, *trial_command(work).split()[1:], "--arch", *files, "--json").splitlines()
     again = [json.loads(line) for line in lines]
     assert [each["arch"] for each in again] == [dict(each.choices) for each in chosen]
     for name in ("top1", "top5", "loss", "macs", "params"):
@@ -114,11 +114,11 @@ def test_the_winner_trains_from_scratch_and_is_summed_up(work, search):
 
 
 def test_plain_nnictl_reaches_done(work):
-    run(work, "nnictl", "ss_gen", "-t", tester(work))
+    run(work, "nnictl", "ss_gen", "-t", trial_command(work))
     space = json.loads((work / "nni_auto_gen_search_space.json").read_text())
     assert space["layer_1"] == {"_type": "choice", "_value": ["k1", "k3", "k5"]}
     config = (work / "config_search.yml").read_text()
-    config = config.replace("exec python tester.py --run-dir runs/supernet", tester(work))
+    config = config.replace("exec python tester.py --run-dir runs/supernet", trial_command(work))
     config = config.replace("rounds: 20 ", "rounds: 2 ").replace("population: 50", "population: 3")
     (work / "plain.yml").write_text(config)
     port = free_port()
