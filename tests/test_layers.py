@@ -22,7 +22,6 @@ LAYERS = {
     "spos.architecture": 1,
     "spos.cost.table": 2,
     "spos.cost.axis": 2,
-    "spos.spaces.blocks": 2,
     "spos.data": 2,
     "spos.search": 3,
     "spos.spaces": 3,

@@ -16,10 +16,13 @@ from torch import nn
 from spos.architecture import Architecture, SearchSpec
 from spos.errors import ConfigError
 from spos.spaces.nni_pieces import ModelSpace, model_context, nni_sample, open_hub, read_choices
-from spos.spaces.shufflenet import ShuffleNetV2Space
+from spos.spaces.shufflenet import ShuffleNetV2PlusSpace, ShuffleNetV2Space
 
 # A user's own space may be added here, or be named "module:Class" on the command line.
-SPACES: dict[str, type[ModelSpace]] = {"shufflenetv2": ShuffleNetV2Space}
+SPACES: dict[str, type[ModelSpace]] = {
+    "shufflenetv2": ShuffleNetV2Space,
+    "shufflenetv2plus": ShuffleNetV2PlusSpace,
+}
 
 _COMMON_OPTIONS = ("image_size", "num_classes")
 

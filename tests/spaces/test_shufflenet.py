@@ -12,7 +12,8 @@ from spos.errors import ConfigError
 from spos.spaces import build_space, build_subnet
 from spos.spaces.blocks import shuffle_block
 from spos.spaces.nni_pieces import open_hub
-from spos.spaces.shufflenet import ShuffleNetV2Space, strides
+from spos.spaces.options import strides
+from spos.spaces.shufflenet import ShuffleNetV2Space
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
