@@ -40,7 +40,7 @@ def run(folder, *command, status=0, **environment):
             **os.environ,
             "HOME": str(folder),
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT / "tests"),
+            "PYTHONPATH": os.pathsep.join((str(ROOT / "tests"), str(ROOT))),
             "OMP_NUM_THREADS": "1",
             **environment,
         },
