@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -117,6 +117,7 @@ class Training:
     def _train_epoch(self, stop: threading.Event, status: StatusLine) -> None:
         steps_per_epoch = len(self.loader)
         epoch, start = divmod(self.step, steps_per_epoch)
+        is_stopping = False
         waiting = time.perf_counter()
         for images, labels in self.loader.epoch(epoch, start):
             waited = time.perf_counter() - waiting
@@ -125,23 +126,40 @@ class Training:
             waiting = time.perf_counter()
             self._meter.count(len(labels) * parallel.world_size(), waited)
             status.update(self.step, self._meter.text)
-            is_agreement = self.step % STEPS_BETWEEN_AGREEMENTS == 0
-            if parallel.world_size() == 1 or is_agreement:
-                if parallel.any_rank(stop.is_set(), self.device):
-                    self._save()
-                    log.info("stopped by a signal after step %d; repeat the command", self.step)
-                    raise Stopped
-            if is_agreement or self.step % steps_per_epoch == 0:
+            is_end = self.step % steps_per_epoch == 0
+            is_stopping = self._is_stopping(stop, is_end)
+            if is_stopping and not is_end:
+                self._save()
+                self._leave()
+            if is_end or self.step % STEPS_BETWEEN_AGREEMENTS == 0:
                 self._meter.refresh()
+        self._finish_epoch(epoch + 1, is_stopping)
+
+    def _finish_epoch(self, epoch: int, is_stopping: bool) -> None:
+        """Record, validate and save what is due after ``epoch`` epochs."""
         self._check_finite()
         self.run.record(self.step, {**self._meter.finish_epoch(), "train/lr": self._lr()})
-        epoch += 1
         is_last = epoch == self.recipe.epochs
+        if is_stopping:
+            self._save()  # at once: who asked may not wait until the validation ends
         # Validation first: if a kill comes between the two, the resumed run does both again.
         if self.validate and epoch % self.validate_every == 0 and not is_last:
             self._validate()
+        if is_stopping:
+            self._leave()
         if epoch % self.save_every == 0 or is_last:
             self._save()
+
+    def _is_stopping(self, stop: threading.Event, is_end: bool) -> bool:
+        """Whether any rank was asked to stop; several ranks agree on it now and then."""
+        if parallel.world_size() == 1:
+            return stop.is_set()
+        is_agreement = is_end or self.step % STEPS_BETWEEN_AGREEMENTS == 0
+        return is_agreement and parallel.any_rank(stop.is_set(), self.device)
+
+    def _leave(self) -> NoReturn:
+        log.info("stopped by a signal after step %d; repeat the command", self.step)
+        raise Stopped
 
     def _train_step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         """One update. ``images``: uint8 (N, 3, H, W); ``labels``: (N,)."""

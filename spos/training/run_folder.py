@@ -6,6 +6,7 @@ Imports `spos.errors`, `spos.files`, `spos.training.parallel`, `spos.training.ch
 from __future__ import annotations
 
 import logging
+import math
 import platform
 import subprocess
 import sys
@@ -59,6 +60,7 @@ class RunFolder:
         self.is_writer = is_writer
         self.checkpoints = self.path / "checkpoints"
         self._board = None
+        self._recorded: set[tuple] = set()
         self._handler: logging.Handler | None = None
         if (self.path / "args.json").exists():
             _check_same(read_settings(self.path), settings, self.path)
@@ -80,13 +82,21 @@ class RunFolder:
         kept = [entry for entry in entries if entry["step"] <= step]
         if len(kept) != len(entries):
             write_journal(path, kept)
+        self._recorded = {_identity(entry) for entry in kept}
         self._board = SummaryWriter(str(self.path / "tb"), purge_step=step + 1)
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append metrics, named like ``train/loss``, to ``metrics.jsonl`` and TensorBoard."""
+        """Append metrics, named like ``train/loss``, to ``metrics.jsonl`` and TensorBoard.
+
+        What a repeated command measures again is not recorded twice. A number that is not finite
+        becomes null.
+        """
         if not self.is_writer:
             return
-        entry = {"step": step, "time": round(time.time(), 3), **metrics}
+        values = {k: value if math.isfinite(value) else None for k, value in metrics.items()}
+        entry = {"step": step, "time": round(time.time(), 3), **values}
+        if _identity(entry) in self._recorded:
+            return
         append_journal(self.path / "metrics.jsonl", entry)
         if self._board:
             for name, value in metrics.items():
@@ -112,6 +122,10 @@ class RunFolder:
             ) from None
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("spos").addHandler(self._handler)
+
+
+def _identity(entry: Mapping[str, Any]) -> tuple:
+    return entry["step"], *sorted(entry)
 
 
 def write_settings(path: Path, settings: RunSettings) -> None:
