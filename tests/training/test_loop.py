@@ -1,0 +1,395 @@
+"""The training loop: exact resume, idle candidates that stand still, and a stop before nonsense."""
+
+import copy
+import math
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_space import TINY
+
+from spos.architecture import Architecture
+from spos.cost.counting import build_cost_table
+from spos.data.loader import build_loader
+from spos.data.preprocessing import Preprocessing
+from spos.errors import CheckpointError
+from spos.files import read_journal
+from spos.spaces import build_space, build_subnet
+from spos.supernet import Supernet
+from spos.training.checkpoint import latest_checkpoint, load_checkpoint
+from spos.training.loop import MAX_SKIPPED_UPDATES, Stopped, Training, TrainingError
+from spos.training.recipe import Recipe
+from spos.training.run_folder import RunFolder, RunSettings
+from spos.training.samplers import build_sampler
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread", "tiny_spaces"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create"),  # more workers than cores
+]
+
+OPTIONS = {"image_size": 8, "num_classes": 3}
+RECIPE = Recipe(
+    epochs=3, batch_size=6, lr=0.1, weight_decay=1e-2, warmup_epochs=0.5, clip_norm=1.0, seed=4
+)
+STEPS_PER_EPOCH = 6
+TOTAL = RECIPE.epochs * STEPS_PER_EPOCH
+
+
+class Watched:
+    """A sampler or preprocessing that calls ``before(step)`` at each training step."""
+
+    def __init__(self, inner: Any, before: Callable[[int], object], start: int = 0) -> None:
+        self._inner, self._before, self._step = inner, before, start
+
+    def sample(self, step: int):
+        self._before(step)
+        return self._inner.sample(step)
+
+    def apply(self, images):
+        changed = self._before(self._step)
+        self._step += 1
+        return self._inner.apply(images) if changed is None else changed
+
+
+def send(number: signal.Signals, *, at: int) -> Callable[[int], None]:
+    """Send this process a signal during step ``at``."""
+    return lambda step: signal.raise_signal(number) if step == at else None
+
+
+@dataclass
+class Run:
+    """What a run folder holds in the end."""
+
+    state: dict
+    metrics: list[dict]
+
+
+def fit(path: Path, images, *, before=None, spoil=None, **changes) -> Run:
+    """Train the tiny supernet in a run folder to the end, or from where it was left."""
+    training = make_training(path, images, before=before, spoil=spoil, **changes)
+    try:
+        training.fit()
+    finally:
+        training.loader.close()
+        training.run.close()
+    return read_run(path)
+
+
+def make_training(
+    path: Path,
+    images,
+    *,
+    sampler: str = "uniform",
+    workers: int = 0,
+    save_every: int = 1,
+    before=None,
+    spoil=None,
+    scratch: bool = False,
+    **changes,
+) -> Training:
+    recipe = RECIPE.replace(changes)
+    torch.manual_seed(recipe.seed)
+    table = build_cost_table(TINY, options=OPTIONS)
+    paths = build_sampler(sampler, table, seed=recipe.seed)
+    preprocessing: Any = Preprocessing("standard")
+    if scratch:
+        arch = Architecture(TINY, OPTIONS, paths.sample(0))
+        network: torch.nn.Module = build_subnet(arch)
+    else:
+        network = Supernet(build_space(TINY, options=OPTIONS, affine=False))
+
+    def validate() -> dict[str, float]:
+        torch.rand(3)  # what validation does must not change what comes after it
+        if not scratch:
+            network.activate(paths.sample(10**6))
+        logits = network.eval()(torch.ones(1, 3, 8, 8))
+        return {"val/logit": logits.sum().item()}
+
+    loader = build_loader(
+        images, image_size=8, augmentation="crop-flip", batch_size=recipe.batch_size,
+        seed=recipe.seed, shuffle=True, num_workers=workers,
+    )  # fmt: skip
+    return Training(
+        network,
+        recipe,
+        loader=loader,
+        preprocessing=Watched(preprocessing, spoil) if spoil else preprocessing,
+        device=torch.device("cpu"),
+        run=RunFolder(path, RunSettings("supernet", {**vars(recipe), "sampler": sampler}, {})),
+        sampler=None if scratch else Watched(paths, before or (lambda step: None)),
+        validate=validate,
+        save_every=save_every,
+    )
+
+
+def read_run(path: Path) -> Run:
+    _, file = latest_checkpoint(path / "checkpoints")
+    return Run(load_checkpoint(file), read_journal(path / "metrics.jsonl"))
+
+
+def assert_identical(one: Any, other: Any) -> None:
+    """Equal to the bit, down to every tensor."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert list(one) == list(other)
+        for key in one:
+            assert_identical(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_identical(left, right)
+    elif isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+    else:
+        assert one == other
+
+
+def steps_of(run: Run) -> list[tuple[int, str]]:
+    """Step and kind of every recorded line."""
+    return [(each["step"], min(set(each) - {"step", "time"})) for each in run.metrics]
+
+
+def val_lines(run: Run) -> list[tuple[int, float]]:
+    return [(each["step"], each["val/logit"]) for each in run.metrics if "val/logit" in each]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, images, tiny_spaces, one_thread) -> Callable[..., Run]:
+    """Uninterrupted runs, each made once."""
+    made: dict[tuple, Run] = {}
+
+    def get(**changes) -> Run:
+        key = tuple(sorted(changes.items()))
+        if key not in made:
+            made[key] = fit(tmp_path_factory.mktemp("reference") / "run", images, **changes)
+        return made[key]
+
+    return get
+
+
+# --- a whole run -----------------------------------------------------------------------------
+
+
+def test_run_leaves_what_the_next_stage_needs(tmp_path, images):
+    run = fit(tmp_path, images)
+    assert run.state["step"] == TOTAL
+    assert run.state["config"]["sampler"] == "uniform"
+    assert steps_of(run) == [
+        (step, name) for step in (6, 12, 18) for name in ("train/data_wait", "val/logit")
+    ]
+    first, *_, last = [each for each in run.metrics if "train/loss" in each]
+    assert last["train/loss"] < first["train/loss"]
+    assert 0 <= last["train/top1"] <= 1 and last["train/images_per_second"] > 0
+    assert 0 <= last["train/data_wait"] <= 1
+    assert first["train/lr"] == pytest.approx(0.1 * (1 - 3 / 15)) and last["train/lr"] == 0
+    assert list((tmp_path / "tb").glob("events.*"))
+    assert [p.name for p in sorted((tmp_path / "checkpoints").glob("*.json"))] == [
+        f"step_{step:08d}.json" for step in (6, 12, 18)
+    ]
+
+
+def test_subnet_is_trained_by_the_same_loop(tmp_path, images):
+    run = fit(tmp_path / "a", images, scratch=True, schedule="cosine")
+    again = fit(tmp_path / "b", images, scratch=True, schedule="cosine")
+    assert_identical(run.state, again.state)
+    assert "features.0.1.num_batches_tracked" in run.state["network"]
+    assert run.state["network"]["features.0.1.num_batches_tracked"] == TOTAL
+
+
+def test_number_of_workers_changes_nothing(tmp_path, images, reference):
+    for workers in (1, 3):
+        run = fit(tmp_path / str(workers), images, workers=workers)
+        assert_identical(run.state, reference().state)
+
+
+def test_seed_changes_everything(tmp_path, images, reference):
+    other = fit(tmp_path, images, seed=5).state["network"]
+    for name, tensor in reference().state["network"].items():
+        if tensor.is_floating_point():
+            assert not torch.equal(tensor, other[name]), name
+
+
+# --- exact resume ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("sampler", ["uniform", "macs-uniform"])
+@pytest.mark.parametrize("stop_after", [1, 6, 7, 9, 18])
+def test_stopped_run_continues_to_the_bit(
+    tmp_path, images, reference, stop_after, sampler, workers
+):
+    # Step 6 is the last of an epoch, 7 the first of the next, 18 the last of all.
+    stop = send(signal.SIGTERM, at=stop_after - 1)
+    with pytest.raises(Stopped) as stopped:
+        fit(tmp_path, images, before=stop, sampler=sampler, workers=workers)
+    assert stopped.value.code == 143
+    assert latest_checkpoint(tmp_path / "checkpoints")[0] == stop_after
+    resumed = fit(tmp_path, images, sampler=sampler, workers=workers)
+    whole = reference(sampler=sampler)
+    assert_identical(resumed.state, whole.state)
+    assert steps_of(resumed) == steps_of(whole)
+    assert val_lines(resumed) == val_lines(whole)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_stopped_run_with_mixed_precision_continues_to_the_bit(tmp_path, images, reference, amp):
+    with pytest.raises(Stopped):
+        fit(tmp_path, images, before=send(signal.SIGUSR1, at=7), amp=amp)
+    assert_identical(fit(tmp_path, images, amp=amp).state, reference(amp=amp).state)
+    assert reference(amp=amp).state["scaler"].keys() == reference(amp=amp).state["scaler"].keys()
+
+
+def test_run_stopped_at_every_other_step_continues_to_the_bit(tmp_path, images, reference):
+    for step in range(1, TOTAL, 2):
+        with pytest.raises(Stopped):
+            fit(tmp_path, images, before=send(signal.SIGTERM, at=step))
+    resumed = fit(tmp_path, images)
+    assert_identical(resumed.state, reference().state)
+    assert steps_of(resumed) == steps_of(reference())
+
+
+def test_error_between_checkpoints_costs_no_exactness(tmp_path, images, reference):
+    def fail(step: int) -> None:
+        if step == 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, images, before=fail, save_every=2)
+    assert latest_checkpoint(tmp_path / "checkpoints")[0] == 12
+    resumed = fit(tmp_path, images, save_every=2)
+    assert_identical(resumed.state, reference().state)
+    assert steps_of(resumed) == steps_of(reference())
+
+
+def test_metrics_beyond_the_checkpoint_are_measured_again(tmp_path, images, reference):
+    def fail(step: int) -> None:
+        if step == 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, images, before=fail, save_every=3)  # no checkpoint, but two epochs recorded
+    assert read_journal(tmp_path / "metrics.jsonl")[-1]["step"] == 12
+    resumed = fit(tmp_path, images, save_every=3)
+    assert_identical(resumed.state, reference().state)
+    assert steps_of(resumed) == steps_of(reference())
+
+
+def test_damaged_newest_checkpoint_costs_one_interval(tmp_path, images, reference, caplog):
+    with pytest.raises(Stopped):
+        fit(tmp_path, images, before=send(signal.SIGTERM, at=14))
+    os.truncate(tmp_path / "checkpoints" / "step_00000015.pt", 1_000)
+    resumed = fit(tmp_path, images)
+    assert sum("damaged" in record.message for record in caplog.records) == 1
+    assert_identical(resumed.state, reference().state)
+    assert steps_of(resumed) == steps_of(reference())
+
+
+def test_finished_run_is_not_trained_again(tmp_path, images):
+    run = fit(tmp_path, images)
+
+    def refuse(step: int) -> None:
+        raise AssertionError("trained a finished run")
+
+    again = fit(tmp_path, images, before=refuse)
+    assert_identical(again.state, run.state)
+    assert again.metrics == run.metrics
+
+
+def test_checkpoint_of_another_network_is_refused(tmp_path, images):
+    fit(tmp_path, images)
+    with pytest.raises(CheckpointError, match=r"step_00000018.pt: its weights do not fit"):
+        fit(tmp_path, images, scratch=True)
+
+
+def test_second_signal_acts_as_before(tmp_path, images):
+    handlers = []
+
+    def stop(step: int) -> None:
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Stopped):
+        fit(tmp_path, images, before=stop)
+    assert handlers == [before]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+# --- only the sampled path learns --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_idle_candidates_stand_still(tmp_path, images, amp):
+    training = make_training(tmp_path, images, amp=amp)
+    network = training.network
+    assert isinstance(network, Supernet)
+    sampler = training.sampler
+    snapshots = []
+
+    def snapshot(step: int) -> None:
+        snapshots.append(copy.deepcopy(network.state_dict()))
+
+    training.sampler = Watched(sampler, snapshot)
+    training.fit()
+    snapshots.append(network.state_dict())
+    for step in range(TOTAL):
+        network.activate(sampler.sample(step))
+        active = {id(module) for module in network.active_modules()}
+        names = {
+            name: id(module) in active
+            for prefix, module in network.named_modules()
+            for name in (f"{prefix}.{own}" for own in module._parameters | module._buffers)
+        }
+        for name, tensor in snapshots[step].items():
+            if "num_batches" in name or "running" in name or "weight" in name:
+                moved = not torch.equal(tensor, snapshots[step + 1][name])
+                assert moved == names[name], (step, name)
+    training.run.close()
+
+
+# --- not finite --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("step", [0, 5, 8, 17])
+def test_run_stops_before_weights_are_spoiled(tmp_path, images, step, value):
+    states = []
+
+    def spoil(number: int):
+        if number == step:
+            states.append({k: v.clone() for k, v in training.network.named_parameters()})
+            return torch.full((6, 3, 8, 8), value)
+        return None
+
+    training = make_training(tmp_path, images, spoil=spoil)
+    with pytest.raises(TrainingError, match=f"the loss is not finite at step {step}; .*--lr"):
+        training.fit()
+    for name, parameter in training.network.named_parameters():
+        assert torch.equal(parameter, states[0][name])
+    training.run.close()
+    found = latest_checkpoint(tmp_path / "checkpoints")
+    assert (found[0] if found else 0) == step // STEPS_PER_EPOCH * STEPS_PER_EPOCH
+    if found:
+        weights = load_checkpoint(found[1])["network"].values()
+        assert all(bool(tensor.isfinite().all()) for tensor in weights)
+
+
+@pytest.mark.parametrize("row", [MAX_SKIPPED_UPDATES - 1, MAX_SKIPPED_UPDATES])
+def test_fp16_skips_updates_but_not_for_ever(tmp_path, images, row):
+    def spoil(number: int):
+        return torch.full((6, 3, 8, 8), math.inf) if 4 <= number < 4 + row else None
+
+    training = make_training(tmp_path, images, spoil=spoil, amp="fp16", epochs=5, scratch=True)
+    if row < MAX_SKIPPED_UPDATES:
+        training.fit()
+        assert all(bool(p.isfinite().all()) for p in training.network.parameters())
+    else:
+        with pytest.raises(TrainingError, match="20 updates in a row.*step 23.*bf16"):
+            training.fit()
+    training.run.close()
