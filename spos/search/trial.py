@@ -1,13 +1,13 @@
 """One NNI trial's side of the conversation: ask for parameters, report results, in a few ms.
 
-Imports the standard library, `spos.errors` and `spos.files` only: `nni` would cost 0.8 s a trial.
+Imports the standard library and `spos.errors` only: importing `nni` in every trial costs 0.8 s.
 
 The protocol is NNI 3.0's own HTTP channel (`NNI_TRIAL_COMMAND_CHANNEL`), whose upstream is
 archived, so it does not move. What a trial must do about NNI's defects is done here: a metric that
 comes before the manager has filed the trial is dropped, so reports wait until it has; parameters
-may be handed to another trial than NNI's database says, so the final result carries ``arch``; after
-a stop or a crash NNI runs trials again whose result it had or dropped, so a result is kept in the
-trial's own folder first and can be reported again (`Trial.earlier_result`).
+may be handed to another trial than NNI's database says, so the final result carries ``arch``. One
+thing is left to the script: after a stop or a crash NNI also runs trials again whose result it had
+or dropped, so keep results in a file before reporting them and look there first, as tester.py does.
 """
 
 from __future__ import annotations
@@ -21,16 +21,13 @@ import time
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from spos.errors import SearchError
-from spos.files import read_json, write_json
 
 PARAMETER_SECONDS = 600.0  # how long to wait for parameters before giving up
 FILED_SECONDS = 10.0  # how long to wait until the manager lists this trial
 REQUEST_SECONDS = 60.0  # one HTTP request
-RESULT_FILE = "result.json"  # in NNI_OUTPUT_DIR, which NNI keeps for a trial that it runs again
 RETRIES = 5  # of a request that the manager's machine refused or dropped
 
 
@@ -67,23 +64,7 @@ class Trial:
                 with `report_failure` instead), or the manager does not answer.
         """
         _check_result(value)
-        if path := _result_path():
-            write_json(path, {"parameters": self.parameters, "value": dict(value)})
         self._channel.report(self.parameter_id, value, kind="FINAL", number=0)
-
-    def earlier_result(self) -> dict[str, Any] | None:
-        """The final result of this very trial, if it was run before and had one.
-
-        NNI runs trials again that were running at a stop, and those that it believes were. Give
-        the earlier result to `report_final` instead of evaluating once more.
-        """
-        path = _result_path()
-        if path is None or not path.exists():
-            return None
-        saved = read_json(path, error=SearchError)
-        if not isinstance(saved, dict) or saved.get("parameters") != self.parameters:
-            return None
-        return saved.get("value")
 
     def report_failure(self, reason: str) -> None:
         """Tell the tuner that this candidate could not be evaluated, and why.
@@ -191,11 +172,6 @@ class _Channel:
             f"trial {self._trial_id}: the NNI manager at {self._host}:{self._port} does not answer "
             f"({reason}); the experiment may have been stopped"
         )
-
-
-def _result_path() -> Path | None:
-    folder = os.environ.get("NNI_OUTPUT_DIR")
-    return Path(folder, RESULT_FILE) if folder else None
 
 
 def _check_result(value: Mapping[str, Any]) -> None:

@@ -38,9 +38,10 @@ class Lab:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.server = NniServer(self.port)
+        self.begun: list[subprocess.Popen] = []
         shutil.copy(TOY, folder)
 
-    def configure(self, *, rounds, population, trial="", concurrency=1):
+    def configure(self, *, rounds, population, trial="", concurrency=1, **service):
         config = {
             "searchSpaceFile": "space.json",
             "trialCommand": f"exec python toy_trial.py {trial}",
@@ -56,12 +57,12 @@ class Lab:
                     "constraints": {"macs": [0, LIMIT]},
                 },
             },
-            "trainingService": {"platform": "local"},
+            "trainingService": {"platform": "local", **service},
         }
         (self.folder / "config.yml").write_text(yaml.safe_dump(config))
 
     def begin(self, *command) -> subprocess.Popen:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [str(part) for part in command],
             cwd=self.folder,
             env=self.environment,
@@ -70,6 +71,8 @@ class Lab:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.begun.append(process)
+        return process
 
     def run(self, *command) -> subprocess.CompletedProcess:
         process = self.begin(*command)
@@ -94,8 +97,7 @@ class Lab:
 
     def evaluated(self) -> Counter:
         """How often each architecture's evaluation began."""
-        lines = (self.folder / "trials.log").read_text().splitlines()
-        return Counter(line.split()[0] for line in lines if line.endswith(" begin"))
+        return Counter((self.folder / "trials.log").read_text().splitlines())
 
     def processes(self) -> list[psutil.Process]:
         """Whatever runs with this HOME."""
@@ -123,6 +125,9 @@ def lab(tmp_path, monkeypatch):
     lab = Lab(tmp_path)
     yield lab
     lab.kill_everything()
+    for process in lab.begun:
+        if process.stdout and not process.stdout.closed:
+            process.communicate()
 
 
 def wait_for(condition, *, seconds=60, what="it"):
@@ -194,6 +199,47 @@ def test_search_whose_trials_all_fail_says_why(lab):
     assert "10 evaluations failed in a row" in err and err.count("\n") == 1
     assert sum(lab.evaluated().values()) <= 13
     assert not lab.processes()
+
+
+def test_one_gpu_can_be_asked_for(lab):
+    """NNI alone refuses the only GPU, and asks again for ever, in hundreds of processes."""
+    (lab.folder / "lib").mkdir()
+    (lab.folder / "lib" / "pynvml.py").write_text(STAND_IN_FOR_A_DRIVER)
+    lab.environment["PYTHONPATH"] = str(lab.folder / "lib")
+    lab.environment["STAND_IN_LOG"] = str(lab.folder / "queries.log")
+    service = {"trialGpuNumber": 1, "useActiveGpu": True}
+    lab.configure(rounds=1, population=5, trial="--log-gpu", **service)
+    process = lab.search("start", "--config", "config.yml")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    check_scores(lab.entries(), 5)
+    assert (lab.folder / "gpus.log").read_text().splitlines() == ["0"] * 5
+    assert len((lab.folder / "queries.log").read_text().splitlines()) < 20
+
+
+STAND_IN_FOR_A_DRIVER = """
+import os
+from types import SimpleNamespace
+
+class NVMLError(Exception):
+    pass
+
+def nvmlInit():
+    with open(os.environ["STAND_IN_LOG"], "a") as file:
+        print("query", file=file)
+
+def nvmlShutdown(): pass
+def nvmlDeviceGetCount(): return 1
+def nvmlSystemGetDriverVersion(): return "1"
+def nvmlSystemGetCudaDriverVersion_v2(): return 13000
+def nvmlDeviceGetHandleByIndex(index): return index
+def nvmlDeviceGetName(device): return "stand-in"
+def nvmlDeviceGetNumGpuCores(device): return 1
+def nvmlDeviceGetMemoryInfo(device): return SimpleNamespace(total=1, free=1)
+def nvmlDeviceGetUtilizationRates(device): return SimpleNamespace(gpu=0, memory=0)
+def nvmlDeviceGetComputeRunningProcesses_v3(device): return []
+def nvmlDeviceGetGraphicsRunningProcesses_v3(device): return []
+"""
 
 
 def test_killed_and_stopped_search_is_resumed(lab):

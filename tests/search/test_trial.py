@@ -120,28 +120,6 @@ def test_metrics_are_sent_where_the_manager_lists_no_trials(serve, monkeypatch):
     assert len(manager.dropped) == 1
 
 
-def test_result_is_kept_for_a_trial_that_runs_again(serve, monkeypatch, tmp_path):
-    monkeypatch.setenv("NNI_OUTPUT_DIR", str(tmp_path))
-    manager = serve(Manager())
-    trial = start_trial()
-    assert trial.earlier_result() is None
-    manager.closed = True  # the experiment is stopped: the report is lost
-    with pytest.raises(SearchError):
-        trial.report_final({"default": 0.5, "arch": trial.parameters})
-    manager.closed = False
-    again = start_trial()
-    assert again.earlier_result() == {"default": 0.5, "arch": {"layer_1": "k5"}}
-    manager.parameters = {"parameter_id": 8, "parameters": {"layer_1": "k7"}}
-    assert start_trial().earlier_result() is None  # of other parameters
-
-
-def test_failure_is_not_kept(serve, monkeypatch, tmp_path):
-    monkeypatch.setenv("NNI_OUTPUT_DIR", str(tmp_path))
-    serve(Manager())
-    start_trial().report_failure("out of memory")
-    assert start_trial().earlier_result() is None
-
-
 def test_failure_is_a_result_with_a_reason(serve):
     manager = serve(Manager())
     start_trial().report_failure("out of memory")

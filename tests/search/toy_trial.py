@@ -1,9 +1,10 @@
 """A trial script like tester.py whose score is a formula, so that real experiments take seconds.
 
 With NNI_GEN_SEARCH_SPACE set it writes the search space and cost.json beside it. In a trial it
-evaluates the architecture it is given and appends ``<id> <event>`` to ``trials.log``. Some ways to
-fail are built in: ``--fail report`` and ``--fail die`` fail the first evaluation of every fourth
-architecture, with and without a word; ``--fail always`` fails every one.
+evaluates the architecture it is given, appends the id to ``trials.log`` when it begins, and keeps
+the result in ``results``. Some ways to fail are built in: ``--fail report`` and ``--fail die`` fail
+the first evaluation of every fourth architecture, with and without a word; ``--fail always`` fails
+every one.
 """
 
 import argparse
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from spos.architecture import SearchSpec
 from spos.cost.table import CostTable, Term
-from spos.files import write_json
+from spos.files import read_json, write_json
 from spos.search.trial import in_trial, start_trial
 
 CANDIDATES = ("k3", "k5", "k7", "xcep")
@@ -50,6 +51,7 @@ def toy_score(choices) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fail", choices=["never", "report", "die", "always"], default="never")
+    parser.add_argument("--log-gpu", action="store_true", help="write down which GPU it was given")
     parser.add_argument("--seconds", type=float, default=0.0)
     args = parser.parse_args()
     if path := os.environ.get("NNI_GEN_SEARCH_SPACE"):
@@ -59,11 +61,15 @@ def main() -> int:
     if not in_trial():
         raise SystemExit("not in a trial")
     trial = start_trial()
-    if (earlier := trial.earlier_result()) is not None:
-        trial.report_final(earlier)
-        return 0
     arch = toy_spec().architecture(trial.parameters)
-    is_first = log_event(arch.id, "begin") == 1
+    saved = Path("results", f"{arch.id}.json")
+    if saved.exists():  # NNI may run a trial again that had its result
+        trial.report_final(read_json(saved))
+        return 0
+    if args.log_gpu:
+        with open("gpus.log", "a") as file:
+            print(os.environ.get("CUDA_VISIBLE_DEVICES"), file=file)
+    is_first = count_evaluation(arch.id) == 1
     time.sleep(args.seconds)
     if args.fail == "always" or (args.fail != "never" and is_first and int(arch.id, 16) % 4 == 0):
         if args.fail != "die":
@@ -71,18 +77,20 @@ def main() -> int:
         return 1
     trial.report_intermediate(toy_score(arch.choices) / 2)
     score = toy_score(arch.choices)
-    trial.report_final({"default": score, "top1": score, "arch": trial.parameters})
-    log_event(arch.id, "end")
+    value = {"default": score, "top1": score, "arch": trial.parameters}
+    saved.parent.mkdir(exist_ok=True)
+    write_json(saved, value)
+    trial.report_final(value)
     return 0
 
 
-def log_event(identifier: str, event: str) -> int:
-    """Append a line and return how often it is there."""
+def count_evaluation(identifier: str) -> int:
+    """Write down that an evaluation begins; how many of this architecture did so far."""
     with open("trials.log", "a+") as file:
-        file.write(f"{identifier} {event}\n")
+        file.write(f"{identifier}\n")
         file.flush()
         file.seek(0)
-        return file.read().count(f"{identifier} {event}\n")
+        return file.read().count(identifier)
 
 
 if __name__ == "__main__":
