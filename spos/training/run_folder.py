@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -62,14 +63,14 @@ class RunFolder:
         self._board = None
         self._recorded: set[tuple] = set()
         self._handler: logging.Handler | None = None
-        if (self.path / "args.json").exists():
-            _check_same(read_settings(self.path), settings, self.path)
-        elif is_writer and self.path.is_dir() and any(self.path.iterdir()):
+        try:
+            self._check_ours()
+            if is_writer:
+                self._open()
+        except OSError as problem:
             raise ConfigError(
-                f"{self.path}: is not empty and not a run folder; give another --run-dir"
-            )
-        if is_writer:
-            self._open()
+                f"--run-dir {self.path}: cannot be written ({problem.strerror})"
+            ) from None
 
     def start_metrics(self, step: int) -> None:
         """Begin to record from ``step`` on; what a killed run recorded beyond it is dropped."""
@@ -97,10 +98,17 @@ class RunFolder:
         entry = {"step": step, "time": round(time.time(), 3), **values}
         if _identity(entry) in self._recorded:
             return
-        append_journal(self.path / "metrics.jsonl", entry)
+        path = self.path / "metrics.jsonl"
+        try:
+            append_journal(path, entry)
+        except OSError as problem:
+            raise ConfigError(
+                f"{path}: cannot be written ({problem.strerror}); make room and repeat the command"
+            ) from None
         if self._board:
             for name, value in metrics.items():
                 self._board.add_scalar(name, value, step)
+            self._board.flush()  # a kill would lose up to two minutes
 
     def close(self) -> None:
         """Flush and close the log and the TensorBoard file."""
@@ -110,18 +118,26 @@ class RunFolder:
             logging.getLogger("spos").removeHandler(self._handler)
             self._handler.close()
 
-    def _open(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not (self.path / "args.json").exists():
-                write_settings(self.path, self.settings)
-            self._handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
-        except OSError as problem:
+    def _check_ours(self) -> None:
+        if (self.path / "args.json").exists():
+            _check_same(read_settings(self.path), self.settings, self.path)
+        elif self.is_writer and self.path.is_dir() and _has_files(self.path):
             raise ConfigError(
-                f"--run-dir {self.path}: cannot be written ({problem.strerror})"
-            ) from None
+                f"{self.path}: is not empty and not a run folder; give another --run-dir"
+            )
+
+    def _open(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / "args.json").exists():
+            write_settings(self.path, self.settings)
+        self._handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("spos").addHandler(self._handler)
+
+
+def _has_files(path: Path) -> bool:
+    """Whether a folder holds more than hidden files, such as what a kill left of our first one."""
+    return any(not each.name.startswith(".") for each in path.iterdir())
 
 
 def _identity(entry: Mapping[str, Any]) -> tuple:
@@ -149,7 +165,7 @@ def read_settings(path: Path | str, *, stage: str | None = None) -> RunSettings:
         ConfigError: if there is none, it is malformed, or the run is of another stage.
     """
     file = Path(path) / "args.json"
-    if not file.exists():
+    if not os.path.exists(file):  # pathlib's own raises where the folder may not be read
         hint = f"; run `python {stage}.py --run-dir {path}` first" if stage else ""
         raise ConfigError(f"{path}: is not a run folder (it has no args.json){hint}")
     value = read_json(file, error=ConfigError)
