@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from spos.architecture import Candidate, Choices, SearchSpec
 from spos.cost.table import CostTable, Term
 from spos.errors import ConfigError
-from spos.spaces import build_space
+from spos.spaces import build_space, default_image_size
 from spos.spaces.nni_pieces import MAX_COMBINATIONS
 from spos.spaces.sharing import Choice, Depth
 from spos.spaces.sliced import active_tensors, get_slicing, own_tensors
 from spos.supernet import Supernet
 
 METRICS = ("macs", "params")
-DEFAULT_IMAGE_SIZE = 224
 NUM_CHECKED_PATHS = 3
 
 _MULTIPLIERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -89,7 +88,7 @@ def build_cost_table(name: str, *, options: Mapping[str, Any]) -> CostTable:
 
     Args:
         name: a search space (see `spos.spaces.load_space_class`).
-        options: its options; ``image_size`` is 224 if they do not say.
+        options: its options; ``image_size`` is the space's own default if they do not say.
 
     Returns:
         A table of ``macs`` and ``params``, both of the subnet with affine BatchNorm.
@@ -98,7 +97,7 @@ def build_cost_table(name: str, *, options: Mapping[str, Any]) -> CostTable:
         ConfigError: if the space or an option is unknown, its networks do not run on such images or
             have another number of classes, or costs are not additive in it.
     """
-    image_size = options.get("image_size", DEFAULT_IMAGE_SIZE)
+    image_size = default_image_size(name, options=options)
     with torch.device("meta"):
         supernet = Supernet(build_space(name, options=options, affine=True)).eval()
     spec = SearchSpec(name, options, supernet.spec_choices)

@@ -15,6 +15,8 @@ from torch import nn
 
 from spos.architecture import Architecture, SearchSpec
 from spos.errors import ConfigError
+from spos.spaces.mobilenet import ProxylessGPUSpace
+from spos.spaces.nasbench_macro import NASBenchMacroSpace
 from spos.spaces.nni_pieces import ModelSpace, model_context, nni_sample, open_hub, read_choices
 from spos.spaces.shufflenet import ShuffleNetV2PlusSpace, ShuffleNetV2Space
 
@@ -22,7 +24,11 @@ from spos.spaces.shufflenet import ShuffleNetV2PlusSpace, ShuffleNetV2Space
 SPACES: dict[str, type[ModelSpace]] = {
     "shufflenetv2": ShuffleNetV2Space,
     "shufflenetv2plus": ShuffleNetV2PlusSpace,
+    "proxyless_gpu": ProxylessGPUSpace,
+    "nasbench_macro": NASBenchMacroSpace,
 }
+
+DEFAULT_IMAGE_SIZE = 224  # of a space that does not say
 
 _COMMON_OPTIONS = ("image_size", "num_classes")
 
@@ -93,6 +99,19 @@ def space_spec(name: str, *, options: Mapping[str, Any]) -> SearchSpec:
         ConfigError: as `build_space`, or if it has choices other than one out of a list.
     """
     return SearchSpec(name, options, {k: tuple(v) for k, v in _nni_values(name, options).items()})
+
+
+def default_image_size(name: str, *, options: Mapping[str, Any]) -> int:
+    """The size of the images of a space with these options, or with its constructor's default.
+
+    Raises:
+        ConfigError: if the space is unknown.
+    """
+    if "image_size" in options:
+        return options["image_size"]
+    parameter = _constructor_parameters(load_space_class(name)).get("image_size")
+    default: Any = parameter.default if parameter else None
+    return default if type(default) is int else DEFAULT_IMAGE_SIZE
 
 
 def build_subnet(arch: Architecture, *, affine: bool = True) -> nn.Module:
