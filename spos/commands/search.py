@@ -13,7 +13,6 @@ from typing import Any
 
 from spos.architecture import load_architecture, save_architecture
 from spos.errors import SearchError
-from spos.files import read_json
 from spos.search.experiment import Changes, check_port, prepare_experiment
 from spos.search.launch import (
     RunningExperiment,
@@ -23,6 +22,7 @@ from spos.search.launch import (
     start_experiment,
     stop_experiment,
 )
+from spos.search.record import read_progress
 from spos.search.results import BEST, JOURNAL, Entry, read_entries
 from spos.search.watch import watch_experiment
 
@@ -73,14 +73,10 @@ def _start(args: argparse.Namespace) -> int:
 def _resume(args: argparse.Namespace) -> int:
     check_port(args.port)
     known = find_experiment(args.id, args.experiments_dir)
-    state = known.folder / "checkpoint" / "search.json"
-    num_planned = None
-    if state.exists():
-        settings = read_json(state, error=SearchError)["search"]["settings"]
-        num_planned = settings["rounds"] * settings["population"]
+    progress = read_progress(known.state_path)
     return _guarded(
         lambda: resume_experiment(args.id, port=args.port, experiments_dir=args.experiments_dir),
-        num_planned,
+        progress.num_planned if progress else None,
     )
 
 

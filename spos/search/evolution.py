@@ -225,6 +225,7 @@ class Evolution:
         return {
             "version": STATE_VERSION,
             "space": self.space.spec.space,
+            "options": dict(self.space.spec.options),
             "settings": {each.name: getattr(self.settings, each.name) for each in _FIELDS},
             "round": self.round,
             "is_exhausted": self._is_exhausted,
@@ -261,10 +262,13 @@ class Evolution:
         self._is_exhausted, self.round, self.failures_in_a_row = is_exhausted, last_round, 0
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
-        if state["version"] != STATE_VERSION or state["space"] != self.space.spec.space:
+        spec = self.space.spec
+        expected = STATE_VERSION, spec.space, dict(spec.options)
+        found = state["version"], state["space"], state["options"]
+        if found != expected:
             raise SearchError(
-                f"the saved state is of version {state['version']!r} and space {state['space']!r}, "
-                f"expected version {STATE_VERSION} and space {self.space.spec.space!r}"
+                f"the saved search has version, space and options {found}, expected {expected}; "
+                "its cost table was replaced: put it back, or start a new search"
             )
         for each in _FIELDS:
             saved, given = state["settings"][each.name], getattr(self.settings, each.name)

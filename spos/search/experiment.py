@@ -155,8 +155,7 @@ def _resolve_tuner(config: Any, folder: Path, path: Path) -> Any:
     tuner = config.tuner
     name = getattr(tuner, "class_name", None)
     if not name:
-        if not getattr(tuner, "name", None):
-            raise ConfigError(f"{path}: tuner.className is missing")
+        _check_name(getattr(tuner, "name", None), path)
         return None
     code = _resolve(folder, tuner.code_directory or ".")
     if not code.is_dir():
@@ -172,6 +171,17 @@ def _resolve_tuner(config: Any, folder: Path, path: Path) -> Any:
         ) from None
     finally:
         sys.path.remove(str(code))
+
+
+def _check_name(name: str | None, path: Path) -> None:
+    """The name of one of NNI's own tuners."""
+    from nni.tools.package_utils.config_manager import get_all_algo_meta
+
+    if not name:
+        raise ConfigError(f"{path}: tuner.className is missing")
+    known = sorted(str(each.name) for each in get_all_algo_meta() if each.algo_type == "tuner")
+    if name.lower() not in map(str.lower, known):
+        raise ConfigError(f"{path}: tuner.name {name!r} is none of NNI's: {', '.join(known)}")
 
 
 def _generate(config: Any, folder: Path) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 from spos.errors import ConfigError, SearchError
 from spos.files import read_json
 from spos.search.nni_server import NniServer
-from spos.search.results import JOURNAL
+from spos.search.results import JOURNAL, STATE_FILE
 
 PRELOAD = Path(__file__).with_name("nni_preload.js")
 START_SECONDS = 120.0
@@ -55,7 +55,7 @@ class RunningExperiment:
     @property
     def state_path(self) -> Path:
         """The tuner's saved state."""
-        return self.folder / "checkpoint" / "search.json"
+        return _state_path(self.folder)
 
 
 def start_experiment(config: Mapping[str, Any], *, port: int) -> RunningExperiment:
@@ -119,6 +119,11 @@ class KnownExperiment:
     status: str = "STOPPED"
     pid: int | None = None
     port: int | None = None
+
+    @property
+    def state_path(self) -> Path:
+        """The tuner's saved state."""
+        return _state_path(self.folder)
 
 
 def list_experiments(experiments_dir: Path | None = None) -> list[KnownExperiment]:
@@ -193,6 +198,10 @@ def wait_until_gone(pid: int, seconds: float) -> bool:
             os.waitpid(pid, os.WNOHANG)
         time.sleep(0.1)
     return True
+
+
+def _state_path(folder: Path) -> Path:
+    return folder / "checkpoint" / STATE_FILE
 
 
 def _answers(pid: int) -> bool:

@@ -180,8 +180,23 @@ class SearchRecord:
         return self.spec.architecture(choices, metrics=self._metrics.get(arch.id))
 
 
-def read_problem(state_path: Path) -> str | None:
-    """Why a search stopped before its end, from its state; None if it did not.
+@dataclass(frozen=True)
+class Progress:
+    """How far a search is, from its saved state.
+
+    Attributes:
+        num_planned: candidates of the whole search.
+        is_exhausted: whether no further architecture was found before that.
+        problem: why the search stopped before its end; None if it did not.
+    """
+
+    num_planned: int
+    is_exhausted: bool
+    problem: str | None
+
+
+def read_progress(state_path: Path) -> Progress | None:
+    """How far a search is; None if it has saved nothing (a tuner of another kind never does).
 
     Raises:
         SearchError: if the state is there but damaged.
@@ -189,7 +204,12 @@ def read_problem(state_path: Path) -> str | None:
     if not state_path.exists():
         return None
     state = read_json(state_path, error=SearchError)
-    return state.get("problem") if isinstance(state, dict) else None
+    try:
+        search, settings = state["search"], state["search"]["settings"]
+        planned = settings["rounds"] * settings["population"]
+        return Progress(planned, search["is_exhausted"], state["problem"])
+    except (KeyError, TypeError):
+        raise SearchError(f"{state_path}: is not the state of a search") from None
 
 
 def _is_finite(value: Any) -> bool:

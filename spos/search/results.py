@@ -25,6 +25,7 @@ from spos.files import append_journal, read_journal
 
 JOURNAL = "search.jsonl"
 BEST = "checkpoints/best.json"
+STATE_FILE = "search.json"  # in NNI's checkpoint folder of the experiment
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,9 @@ from spos.search.arguments import ExperimentPaths, build_evolution
 from spos.search.feasible import check_search_space
 from spos.search.nni_server import NniServer
 from spos.search.record import Result, SearchRecord, read_result
+from spos.search.results import STATE_FILE
 
 PAIRED_VARIABLE = "SPOS_PAIRED_TRIALS"  # "1" where the preload gives each trial its own parameters
-STATE_FILE = "search.json"
 POLL_SECONDS = 2.0
 QUIET_POLLS = 3  # so many polls without a running trial: what is missing is lost
 MAX_UNANSWERED = 30  # requests to NNI's server in a row

@@ -14,7 +14,7 @@ from typing import TextIO
 
 from spos.errors import SearchError
 from spos.search.launch import RunningExperiment, is_alive
-from spos.search.record import read_problem
+from spos.search.record import read_progress
 from spos.search.results import JOURNAL, Entry, read_entries
 
 ENDED = ("DONE", "ERROR", "STOPPING", "STOPPED")
@@ -73,6 +73,8 @@ def watch_experiment(experiment: RunningExperiment, *, num_planned: int | None) 
     line.close(describe_progress(entries, num_planned=num_planned, per_second=0))
     if status == "ERROR" or status.startswith("STOP"):
         raise SearchError(_describe_end(experiment, status))
+    if num_planned is not None and len(entries) < num_planned:
+        line.close(_describe_shortfall(experiment, len(entries), num_planned))
 
 
 def describe_progress(
@@ -106,9 +108,9 @@ def _status(experiment: RunningExperiment) -> str:
 
 
 def _describe_end(experiment: RunningExperiment, status: str) -> str:
-    problem = read_problem(experiment.state_path) if status == "ERROR" else None
-    if problem:
-        return f"experiment {experiment.id} stopped: {problem}"
+    progress = read_progress(experiment.state_path) if status == "ERROR" else None
+    if progress and progress.problem:
+        return f"experiment {experiment.id} stopped: {progress.problem}"
     if status == "ERROR":
         return (
             f"experiment {experiment.id} stopped with an error of NNI or its tuner; see "
@@ -118,6 +120,15 @@ def _describe_end(experiment: RunningExperiment, status: str) -> str:
         f"the manager of experiment {experiment.id} was stopped from elsewhere; continue with "
         f"`python -m spos search resume {experiment.id}`"
     )
+
+
+def _describe_shortfall(experiment: RunningExperiment, num_done: int, num_planned: int) -> str:
+    progress = read_progress(experiment.state_path)
+    if progress and progress.is_exhausted:
+        reason = "no further architecture that meets the constraints was found"
+    else:
+        reason = "maxTrialNumber or maxExperimentDuration of the configuration was reached"
+    return f"the search ended after {num_done} of {num_planned} planned candidates: {reason}"
 
 
 def _is_busy(experiment: RunningExperiment) -> bool:

@@ -310,6 +310,7 @@ def test_reload_continues_with_the_same_candidates(num_before):
     ("edit", "message"),
     [
         (lambda state: state.update(version=99), "version"),
+        (lambda state: state.update(options={"image_size": 224}), "options"),
         (lambda state: state["settings"].update(seed=5), "seed"),
         (lambda state: state.pop("waiting"), "malformed"),
         (lambda state: state.update(waiting=[10**9]), "malformed"),

@@ -116,6 +116,7 @@ def test_failing_trial_command_leaves_no_stale_files(folder):
         ("maxTrialDuration", "soon", "refuses"),
         ("tuner", None, "tuner"),
         ("tuner.className", None, "className"),
+        ("tuner", {"name": "Randm"}, "Randm.*Random"),
         ("tuner.className", "spos.search.tuner.Evolution_Tuner", "Evolution_Tuner"),
         ("tuner.className", "spos.serch.EvolutionTuner", "spos.serch"),
         ("tuner.className", "EvolutionTuner", "EvolutionTuner"),

@@ -23,6 +23,7 @@ from spos.search.launch import (
     resume_experiment,
 )
 from spos.search.nni_server import NniServer
+from spos.search.record import Progress, read_progress
 from spos.search.results import Entry, append_entry, read_entries, save_best
 from spos.search.watch import StatusLine, describe_progress, watch_experiment
 
@@ -185,10 +186,34 @@ def test_watching_ends_when_done(tmp_path, quick):
     watch(tmp_path, ["INITIALIZED", "RUNNING", None, "TUNER_NO_MORE_TRIAL", "DONE"])
 
 
+def write_state(folder, *, problem=None, is_exhausted=False):
+    search = {"settings": {"rounds": 3, "population": 4}, "is_exhausted": is_exhausted}
+    (folder / "checkpoint").mkdir()
+    path = folder / "checkpoint" / "search.json"
+    path.write_text(json.dumps({"version": 1, "problem": problem, "search": search}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("is_exhausted", "reason"), [(True, "no further architecture"), (False, "maxTrialNumber")]
+)
+def test_search_that_ends_early_says_why(tmp_path, quick, capsys, is_exhausted, reason):
+    write_state(tmp_path, is_exhausted=is_exhausted)
+    watch(tmp_path, ["DONE"], num_planned=12)
+    assert f"after 0 of 12 planned candidates: {reason}" in capsys.readouterr().out
+
+
+def test_progress_is_read_from_the_state(tmp_path):
+    path = write_state(tmp_path)
+    assert read_progress(path) == Progress(12, False, None)
+    assert read_progress(tmp_path / "nothing.json") is None
+    path.write_text("{}")
+    with pytest.raises(SearchError, match="search.json"):
+        read_progress(path)
+
+
 def test_reason_of_a_stopped_search_is_told(tmp_path, quick):
-    (tmp_path / "checkpoint").mkdir()
-    state = {"problem": "10 evaluations failed in a row"}
-    (tmp_path / "checkpoint" / "search.json").write_text(json.dumps(state))
+    write_state(tmp_path, problem="10 evaluations failed in a row")
     with pytest.raises(SearchError, match="abc stopped: 10 evaluations failed"):
         watch(tmp_path, ["RUNNING", "ERROR"])
 

@@ -340,7 +340,7 @@ JUNK = st.recursive(
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(values=st.lists(JUNK, max_size=4))
 def test_tuner_never_raises_whatever_trials_report(folder, values):
