@@ -71,7 +71,8 @@ def build_loader(
         batch_size: images per batch on each rank.
         seed: of the order and of the augmentation.
         shuffle: True to train, False to evaluate; see `spos.data.schedule.Schedule`.
-        num_workers: processes (DALI on the CPU: threads) that decode; 0 for none beside this one.
+        num_workers: processes that decode; for DALI threads, and a quarter as many processes that
+            read files. 0: this process reads and decodes (DALI: with one thread).
         rank: of this process.
         world_size: number of processes that share each global batch.
         device: where batches are delivered.

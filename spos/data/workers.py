@@ -1,22 +1,27 @@
 """Batches prepared by worker processes, or in this one: the part both loaders share.
 
-Imports torch and the folder, decoding and scheduling of this package.
+Imports torch, `spos.errors` and the folder, decoding and scheduling of this package.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from spos.data.decode import BadImage
 from spos.data.folder import ImageSet
 from spos.data.schedule import Schedule, epoch_batches
+from spos.errors import DataError
 
 T = TypeVar("T")
 
@@ -66,9 +71,10 @@ class BatchWorkers(Generic[T]):
             # Forked workers share the list of files, and need no importable main module.
             multiprocessing_context="fork" if num_workers > 0 else None,
             pin_memory=pin_memory,
-            worker_init_fn=_outlive_sigterm,
+            worker_init_fn=partial(_begin_worker, os.getpid()),
             generator=torch.Generator(),  # or it would draw from the global one
         )
+        _open.add(self)
 
     def epoch(self, epoch: int, start: int) -> Iterator[T]:
         """What ``make`` returns for batches ``start``, ``start + 1``, ... of ``epoch``.
@@ -76,24 +82,51 @@ class BatchWorkers(Generic[T]):
         One epoch at a time: beginning another ends this one.
 
         Raises:
-            DataError: where ``make`` returned a `BadImage`.
+            DataError: where ``make`` returned a `BadImage`, or a worker died.
         """
         assert self._loader is not None, "the loader has been closed"
         self._turn += 1
         turn = self._turn
         self._batches.choose(epoch, start)
         self._iterator = iter(self._loader)
-        while (result := next(self._iterator, None)) is not None:
+        while (result := self._next()) is not None:
             if isinstance(result, BadImage):
                 raise result.error()
             yield result
             assert turn == self._turn, "another epoch of this loader has begun"
 
+    def _next(self) -> T | BadImage | None:
+        try:
+            return next(self._iterator, None)
+        except RuntimeError as problem:
+            if "DataLoader worker" not in str(problem):
+                raise
+            self.close()
+            raise DataError(
+                f"a process that loads images has died ({str(problem).splitlines()[0].strip()}); "
+                "most often memory is short, in containers shared memory (/dev/shm): use fewer "
+                "workers, a smaller batch, or give the container more"
+            ) from None
+
     def close(self) -> None:
         """Stop the worker processes; calling it again does nothing."""
         self._turn += 1
-        self._loader = None
-        self._iterator = iter(())  # torch's own, no longer referred to, stops the workers
+        iterator, self._iterator, self._loader = self._iterator, iter(()), None
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            # torch does this when the iterator is collected, but a traceback may refer to it still.
+            iterator._shutdown_workers()
+            for process in iterator._workers:
+                process.kill()  # one that waits for a dead disk does nothing else
+
+
+_open: weakref.WeakSet[BatchWorkers[Any]] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Runs before `multiprocessing` ends its processes by SIGTERM, which workers ignore."""
+    for workers in list(_open):
+        workers.close()
 
 
 class _Batches(Dataset[Any]):
@@ -120,9 +153,11 @@ class _EpochBatches:
         return ((self._epoch, indices) for indices in batches)
 
 
-def _outlive_sigterm(worker: int) -> None:
-    """A scheduler signals the whole process group, but the trainer decides when to stop."""
+def _begin_worker(parent: int, worker: int) -> None:
+    # A scheduler signals the whole process group, but the trainer decides when to stop.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if os.getppid() != parent:  # killed already; torch's watchdog starts too late to notice
+        os._exit(1)
 
 
 def _as_it_is(batch: T) -> T:

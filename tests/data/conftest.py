@@ -7,10 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from spos.data.digits import prepare_digits
 from spos.data.folder import DataFolder, ImageSet, open_data, scan_folder
+
+# On a machine that is busy otherwise, an example may take any time.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "photographs" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.imagenet)
 
 
 @pytest.fixture(scope="session")

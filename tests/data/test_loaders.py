@@ -1,10 +1,12 @@
+import contextlib
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from PIL import Image
 
 from spos.data.folder import ImageSet, scan_folder
 from spos.data.loader import BACKENDS, Loader, build_loader
+from spos.data.workers import _begin_worker
 from spos.errors import ConfigError, DataError
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
@@ -217,6 +220,23 @@ def test_workers_end_with_their_loader(backend: str, make_images: MakeImages, en
     assert set(multiprocessing.active_children()) == before
 
 
+def test_killed_worker_ends_the_epoch(backend: str, make_images: MakeImages) -> None:
+    images = make_images(12)
+    pipe = images.root / images.paths[-1]
+    pipe.unlink()
+    os.mkfifo(pipe)  # its reader waits until it is killed
+    loader = build(images, backend, num_workers=1, shuffle=False)
+    before = set(multiprocessing.active_children())
+    batches = loader.epoch(0)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - before
+    killer = threading.Timer(0.5, worker.kill)
+    killer.start()
+    with pytest.raises(DataError, match="a process that loads images has died .*use fewer"):
+        list(batches)
+    killer.join()
+
+
 SCRIPT = """
 import sys
 from spos.data.folder import scan_folder
@@ -229,23 +249,75 @@ for epoch in range(1_000_000):
 """
 
 
+@contextlib.contextmanager
+def started(script: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A script in a process group of its own, which has printed its first line."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"0\n"
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
 def test_killed_training_leaves_no_process(
     backend: str, make_images: MakeImages, kill: signal.Signals
 ) -> None:
     images = make_images(12)
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(images.root), backend],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
+    with started(SCRIPT, str(images.root), backend) as process:
+        process.send_signal(kill)
+        process.communicate(timeout=60)  # returns when nobody holds the pipes any more
+        assert process.returncode != 0
+        assert not is_group_alive(process.pid)
+
+
+def test_ending_the_process_group_lets_training_finish(make_images: MakeImages) -> None:
+    """A scheduler's SIGTERM reaches workers too, but the trainer has a checkpoint to write."""
+    images = make_images(12)
+    script = (
+        "import signal, sys, threading\n"
+        "stop = threading.Event()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: stop.set())\n"
+        + SCRIPT
+        + "        if stop.is_set():\n"
+        "            list(loader.epoch(epoch))\n"
+        "            sys.exit(143)\n"
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"0\n"
-    process.send_signal(kill)
-    process.communicate(timeout=60)  # returns when nobody holds the pipes any more
-    assert process.returncode != 0
-    assert not is_group_alive(process.pid)
+    with started(script, str(images.root), "torchvision") as process:
+        os.killpg(process.pid, signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (143, b"")
+        assert not is_group_alive(process.pid)
+
+
+def test_workers_without_their_parent_end() -> None:
+    """One that starts after its parent was killed would wait for work for ever."""
+    process = multiprocessing.get_context("fork").Process(target=_begin_worker, args=(-1, 0))
+    process.start()
+    process.join()
+    assert process.exitcode == 1
+
+
+@pytest.mark.slow
+def test_waiting_worker_does_not_hinder_closing(make_images: MakeImages) -> None:
+    images = make_images(12)
+    (images.root / images.paths[-1]).unlink()
+    os.mkfifo(images.root / images.paths[-1])  # its reader waits for ever, as for a dead disk
+    before = set(multiprocessing.active_children())
+    loader = build(images, num_workers=1, shuffle=False)
+    next(loader.epoch(0, start=4))
+    loader.close()  # after torch's two waits of five seconds
+    time.sleep(0.2)
+    assert set(multiprocessing.active_children()) == before
 
 
 def is_group_alive(group: int) -> bool:
