@@ -1,7 +1,6 @@
 """Checkpoints: whole or not there, whatever kills the writer, fills the disk or flips a bit."""
 
 import logging
-import multiprocessing
 import os
 import random
 import resource
@@ -10,6 +9,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -117,17 +117,12 @@ def save_for_ever(folder: Path) -> None:
 @pytest.mark.slow
 def test_killed_writer_always_leaves_a_whole_checkpoint(tmp_path):
     save_checkpoint(tmp_path, 1, make_state(1))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["spos.training.checkpoint", "pytest"])
     rng = random.Random(0)
     interrupted, steps = 0, [1]
     for _ in range(KILLS):
-        writer = context.Process(target=save_for_ever, args=(tmp_path,))
-        writer.start()
-        deadline = time.monotonic() + 60
-        while len(names := file_names(tmp_path)) < 2 or names[-1] <= f"step_{steps[-1]:08d}.pt":
-            assert time.monotonic() < deadline and writer.is_alive()
-            time.sleep(0.002)
+        writer = forked.start(save_for_ever, tmp_path)
+        newest = f"step_{steps[-1]:08d}.pt"
+        forked.wait_until(lambda: file_names(tmp_path)[-1] > newest, running=writer)  # noqa: B023
         time.sleep(rng.uniform(0, 0.05))
         writer.kill()
         writer.join()
