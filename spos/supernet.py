@@ -24,7 +24,7 @@ from spos.spaces.nni_pieces import (
     read_choices,
 )
 from spos.spaces.sharing import Choice, Depth, share_weights
-from spos.spaces.sliced import active_tensors, own_tensors
+from spos.spaces.sliced import active_tensors, get_slicing, own_tensors, partial_parameters
 
 _CANDIDATE_TYPES = (str, int)  # without bool, which equals 0 or 1
 
@@ -60,6 +60,7 @@ class Supernet(nn.Module):
         if any(isinstance(m, ParametrizedModule) and list_mutables(m) for m in space.modules()):
             space = build_widest(space, self._values)
         self._switches = share_weights(space, self._values)
+        self._sliced = [module for module in space.modules() if get_slicing(module)]
         self._space: Any
         self.__dict__["_space"] = space  # no child: parameters would be named "space...." then
         self._modules, self._parameters = space._modules, space._parameters
@@ -115,6 +116,14 @@ class Supernet(nn.Module):
             if parameter is not None
         }
         return list(found.values())
+
+    def partial_parameters(self) -> Iterator[tuple[nn.Parameter, tuple[slice, ...]]]:
+        """Parameters of sliced layers that run at less than their size, each with the part used.
+
+        A layer of an idle candidate is at the size that the active path would give it.
+        """
+        for layer in self._sliced:
+            yield from partial_parameters(layer)
 
     def extract(self, choices: Choices, affine: bool | None = None) -> nn.Module:
         """The plain subnet of an architecture: its own copy of the weights, the same function.

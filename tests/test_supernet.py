@@ -89,9 +89,16 @@ def draw(supernet: Supernet, generator: random.Random) -> dict:
     return {label: generator.choice(each) for label, each in supernet.spec_choices.items()}
 
 
+def with_channels(name: str, **options) -> Supernet:
+    options = {**OPTIONS, "channel_scales": [0.2, 0.8, 1.4, 2.0], **options}
+    return Supernet(build_space(name, options=options, affine=True))
+
+
 MAKERS = {
     "shufflenetv2": lambda: shufflenet(affine=False),
     "shufflenetv2 affine": lambda: shufflenet(affine=True),
+    "shufflenetv2 channels": lambda: with_channels("shufflenetv2"),
+    "shufflenetv2plus channels": lambda: with_channels("shufflenetv2plus", layout="canyonwind"),
     "own": lambda: Supernet(OwnSpace()),
 }
 

@@ -164,6 +164,19 @@ def active_tensors(module: nn.Module) -> dict[str, Tensor]:
     return own_tensors(module)
 
 
+def partial_parameters(module: nn.Module) -> list[tuple[nn.Parameter, tuple[slice, ...]]]:
+    """A sliced layer's parameters that the active path uses in part, each with that part."""
+    slicing = get_slicing(module)
+    if slicing is None or slicing.active is None:
+        return []
+    return [
+        (parameter, part)
+        for name, part in slicing.active.slices.items()
+        if (parameter := module._parameters.get(name)) is not None
+        and any(each.stop - each.start < n for each, n in zip(part, parameter.shape, strict=True))
+    ]
+
+
 def get_slicing(module: nn.Module) -> Slicing | None:
     """How a sliced layer follows the choices; None of any other module."""
     return module.slicing if isinstance(module, _SLICED) else None

@@ -26,6 +26,7 @@ from spos.training import checkpoint, parallel
 from spos.training.recipe import Recipe, decay_groups
 from spos.training.run_folder import RunFolder
 from spos.training.samplers import PathSampler
+from spos.training.slices import only_active_slices
 from spos.training.status import StatusLine
 
 SIGTERM_STATUS = 143
@@ -190,7 +191,8 @@ class Training:
             )
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr()
-        self._update()
+        with only_active_slices(self.network, self._optimizer):
+            self._update()
         self._meter.add(loss.detach(), logits.detach(), labels)
 
     def _update(self) -> None:
