@@ -17,14 +17,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 # Supernet, search through NNI, training from scratch, and what came out. Repeat it to continue.
-demo: $(VENV)/.installed
-	$(BIN)/python supernet.py --run-dir $(RUNS)/supernet
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m spos search start --run-dir $(RUNS)/supernet \
-	  --rounds 3 --population 10 --concurrency 2 --experiments-dir $(RUNS)/search
-	$(BIN)/python -m spos search best --experiments-dir $(RUNS)/search --output $(RUNS)/best.json
+demo: $(RUNS)/best.json
 	$(BIN)/python scratch.py --fixed-arc $(RUNS)/best.json --run-dir $(RUNS)/scratch
-	$(BIN)/python -m spos summary --supernet $(RUNS)/supernet --search $(RUNS)/search \
-	  --scratch $(RUNS)/scratch
+	$(BIN)/python -m spos summary --supernet $(RUNS)/supernet --scratch $(RUNS)/scratch \
+	  --experiments-dir $(RUNS)/search
+
+$(RUNS)/best.json: $(VENV)/.installed
+	$(BIN)/python supernet.py --run-dir $(RUNS)/supernet
+	$(BIN)/python -m spos search start --rounds 3 --population 10 --concurrency 2 \
+	  --trial-command "exec python tester.py --run-dir $(RUNS)/supernet" \
+	  --experiments-dir $(RUNS)/search
+	$(BIN)/python -m spos search best --experiments-dir $(RUNS)/search --output $@
 
 test: lint
 	$(BIN)/python -m pytest
