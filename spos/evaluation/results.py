@@ -16,10 +16,18 @@ FILE_NAME = "evaluations.jsonl"
 
 
 def load_result(run_dir: Path, checkpoint: Path, arch: Architecture) -> dict[str, float] | None:
-    """The result of ``arch`` with the weights of ``checkpoint``, if it was measured before."""
+    """The result of ``arch`` with the weights of ``checkpoint``, if it was measured before.
+
+    Raises:
+        CheckpointError: if the journal is malformed.
+    """
     key = _key(checkpoint, arch)
     for entry in reversed(read_journal(run_dir / FILE_NAME, error=CheckpointError)):
-        if entry["key"] == key:
+        if not isinstance(entry, dict) or not isinstance(entry.get("result"), dict):
+            raise CheckpointError(
+                f"{run_dir / FILE_NAME}: holds a line that is not a result; move the file away"
+            )
+        if entry.get("key") == key:
             return entry["result"]
     return None
 
