@@ -28,3 +28,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tiny_spaces() -> Iterator[None]:
+    """The spaces of `tiny_space`, known by name as if a command line had named them."""
+    from tiny_space import TINY, WIDTHS, TinySpace, WidthSpace
+
+    from spos.spaces import SPACES
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SPACES, TINY, TinySpace)
+        patch.setitem(SPACES, WIDTHS, WidthSpace)
+        yield
