@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_space import TINY
+from tiny_space import TINY, WIDTHS
 
 from spos.architecture import Architecture
 from spos.cost.counting import build_cost_table
@@ -85,6 +85,7 @@ def make_training(
     images,
     *,
     sampler: str = "uniform",
+    space: str = TINY,
     workers: int = 0,
     save_every: int = 1,
     before=None,
@@ -94,14 +95,14 @@ def make_training(
 ) -> Training:
     recipe = RECIPE.replace(changes)
     torch.manual_seed(recipe.seed)
-    table = build_cost_table(TINY, options=OPTIONS)
+    table = build_cost_table(space, options=OPTIONS)
     paths = build_sampler(sampler, table, seed=recipe.seed)
     preprocessing: Any = Preprocessing("standard")
     if scratch:
         arch = Architecture(TINY, OPTIONS, paths.sample(0))
         network: torch.nn.Module = build_subnet(arch)
     else:
-        network = Supernet(build_space(TINY, options=OPTIONS, affine=False))
+        network = Supernet(build_space(space, options=OPTIONS, affine=False))
 
     def validate() -> dict[str, float]:
         torch.rand(3)  # what validation does must not change what comes after it
@@ -242,6 +243,13 @@ def test_stopped_run_with_mixed_precision_continues_to_the_bit(tmp_path, images,
         fit(tmp_path, images, before=send(signal.SIGUSR1, at=7), amp=amp)
     assert_identical(fit(tmp_path, images, amp=amp).state, reference(amp=amp).state)
     assert reference(amp=amp).state["scaler"].keys() == reference(amp=amp).state["scaler"].keys()
+
+
+def test_stopped_run_of_searched_widths_continues_to_the_bit(tmp_path, images, reference):
+    with pytest.raises(Stopped):
+        fit(tmp_path, images, before=send(signal.SIGTERM, at=8), space=WIDTHS)
+    resumed = fit(tmp_path, images, space=WIDTHS)
+    assert_identical(resumed.state, reference(space=WIDTHS).state)
 
 
 def test_run_stopped_at_every_other_step_continues_to_the_bit(tmp_path, images, reference):
