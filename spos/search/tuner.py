@@ -15,6 +15,8 @@ NNI 3.0 asks for care, and gets it here:
 - The experiment is DONE only by reaching ``maxTrialNumber``: when the search has finished, that
   number is lowered to the number of trials so far, as ``nnictl update trialnum`` does.
 - NNI never saves a tuner's state: it is saved after every event.
+- A tuner whose manager was killed goes on trying to connect, and reaches the manager that resumes
+  the experiment, beside the tuner that this one starts. So it exits when its own is gone.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from nni.tuner import Tuner
 
 from spos.architecture import Choices
@@ -43,6 +46,7 @@ from spos.search.results import STATE_FILE
 
 PAIRED_VARIABLE = "SPOS_PAIRED_TRIALS"  # "1" where the preload gives each trial its own parameters
 POLL_SECONDS = 2.0
+MANAGER_SECONDS = 0.5
 QUIET_POLLS = 3  # so many polls without a running trial: what is missing is lost
 MAX_UNANSWERED = 30  # requests to NNI's server in a row
 
@@ -117,6 +121,8 @@ class EvolutionTuner(Tuner):
         self._problem: str | None = None
         self._is_problem_sent = False
         self._closing: threading.Thread | None = None
+        if os.environ.get("SDK_PROCESS") == "dispatcher":  # set by NNI's manager
+            threading.Thread(target=_exit_with_manager, name="manager", daemon=True).start()
 
     @staticmethod
     def check_arguments(arguments: Mapping[str, Any], *, paths: ExperimentPaths) -> int:
@@ -302,3 +308,20 @@ class EvolutionTuner(Tuner):
             if num_quiet >= QUIET_POLLS:
                 with self._event():
                     self._record.lose_running()
+
+
+def _exit_with_manager() -> None:
+    """Exit when NNI's manager (Node) is gone. It may have a shell between it and us."""
+    manager = next((each for each in psutil.Process().parents() if "node" in each.name()), None)
+    while manager is not None and _is_alive(manager):
+        time.sleep(MANAGER_SECONDS)
+    if manager is not None:
+        _logger.error("NNI's manager is gone; the search can be resumed")
+        os._exit(1)  # the main thread would go on trying to connect
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -242,37 +242,58 @@ def nvmlDeviceGetGraphicsRunningProcesses_v3(device): return []
 """
 
 
-def test_killed_and_stopped_search_is_resumed(lab):
-    lab.configure(rounds=3, population=6, trial="--seconds 0.5", concurrency=2)
+@pytest.mark.parametrize("victim", ["manager", "everything"])
+def test_killed_search_is_resumed(lab, victim):
+    lab.configure(rounds=3, population=5, trial="--seconds 0.5", concurrency=2)
     first = lab.search("start", "--config", "config.yml")
     wait_for(lambda: len(lab.entries()) >= 4, what="four results")
-    first.kill()
-    lab.kill_everything()  # manager, tuner and trials at once
-    first.communicate()
     (known,) = lab.experiments
-    killed, counts_killed = lab.entries(), lab.evaluated()
-
+    if victim == "manager":  # the tuner and the trials become orphans
+        psutil.Process(known.pid).kill()
+        _, err = first.communicate(timeout=30)
+        assert first.returncode == 2 and f"search resume {known.id}" in err
+    else:
+        first.kill()
+        lab.kill_everything()
+    before = Finished(lab)
     second = lab.search("resume", known.id)
-    wait_for(lambda: len(lab.entries()) >= len(killed) + 4, what="four more results")
-    second.send_signal(signal.SIGTERM)
-    out, err = second.communicate(timeout=90)
-    assert second.returncode == 143, err
+    out, err = second.communicate(timeout=120)
+    assert second.returncode == 0, err
+    check_scores(lab.entries(), 15)
+    before.check(lab, num_planned=15, num_in_flight=2)
+
+
+def test_terminated_search_says_how_to_go_on(lab):
+    lab.configure(rounds=2, population=5, trial="--seconds 0.5", concurrency=2)
+    first = lab.search("start", "--config", "config.yml")
+    wait_for(lambda: len(lab.entries()) >= 3, what="three results")
+    first.send_signal(signal.SIGTERM)
+    out, err = first.communicate(timeout=90)
+    (known,) = lab.experiments
+    assert first.returncode == 143, err
     assert f"search resume {known.id}" in out
     assert not lab.processes()
-    stopped, counts_stopped = lab.entries(), lab.evaluated()
-    assert stopped[: len(killed)] == killed
+    before = Finished(lab)
+    second = lab.search("resume", known.id)
+    out, err = second.communicate(timeout=120)
+    assert second.returncode == 0, err
+    check_scores(lab.entries(), 10)
+    before.check(lab, num_planned=10, num_in_flight=2)
 
-    third = lab.search("resume", known.id)
-    out, err = third.communicate(timeout=120)
-    assert third.returncode == 0, err
-    check_scores(lab.entries(), 18)
-    assert lab.entries()[: len(stopped)] == stopped
-    # No candidate with a result was evaluated again, and of the others at most those in flight.
-    counts = lab.evaluated()
-    assert all(counts[each.id] == counts_killed[each.id] for each in killed)
-    assert all(counts[each.id] == counts_stopped[each.id] for each in stopped)
-    assert counts.total() <= 18 + 2 * 2
-    assert not lab.processes()
+
+class Finished:
+    """What had been evaluated at some moment."""
+
+    def __init__(self, lab):
+        self.entries, self.counts = lab.entries(), lab.evaluated()
+
+    def check(self, lab, *, num_planned, num_in_flight):
+        """Nothing of it was evaluated again; of the rest at most what was in flight."""
+        counts = lab.evaluated()
+        assert lab.entries()[: len(self.entries)] == self.entries
+        assert all(counts[each.id] == self.counts[each.id] for each in self.entries)
+        assert counts.total() <= num_planned + num_in_flight
+        assert not lab.processes()
 
 
 def external_addresses() -> list[str]:
