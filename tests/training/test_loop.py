@@ -5,12 +5,12 @@ import math
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from run_contents import RunContents, assert_identical, read_run
 from tiny_space import TINY, WIDTHS
 
 from spos.architecture import Architecture
@@ -61,15 +61,7 @@ def send(number: signal.Signals, *, at: int) -> Callable[[int], None]:
     return lambda step: signal.raise_signal(number) if step == at else None
 
 
-@dataclass
-class Run:
-    """What a run folder holds in the end."""
-
-    state: dict
-    metrics: list[dict]
-
-
-def fit(path: Path, images, *, before=None, spoil=None, **changes) -> Run:
+def fit(path: Path, images, *, before=None, spoil=None, **changes) -> RunContents:
     """Train the tiny supernet in a run folder to the end, or from where it was left."""
     training = make_training(path, images, before=before, spoil=spoil, **changes)
     try:
@@ -128,43 +120,12 @@ def make_training(
     )
 
 
-def read_run(path: Path) -> Run:
-    _, file = latest_checkpoint(path / "checkpoints")
-    return Run(load_checkpoint(file), read_journal(path / "metrics.jsonl"))
-
-
-def assert_identical(one: Any, other: Any) -> None:
-    """Equal to the bit, down to every tensor."""
-    assert type(one) is type(other)
-    if isinstance(one, dict):
-        assert list(one) == list(other)
-        for key in one:
-            assert_identical(one[key], other[key])
-    elif isinstance(one, list):
-        assert len(one) == len(other)
-        for left, right in zip(one, other, strict=True):
-            assert_identical(left, right)
-    elif isinstance(one, torch.Tensor):
-        assert one.dtype == other.dtype and torch.equal(one, other)
-    else:
-        assert one == other
-
-
-def steps_of(run: Run) -> list[tuple[int, str]]:
-    """Step and kind of every recorded line."""
-    return [(each["step"], min(set(each) - {"step", "time"})) for each in run.metrics]
-
-
-def val_lines(run: Run) -> list[tuple[int, float]]:
-    return [(each["step"], each["val/logit"]) for each in run.metrics if "val/logit" in each]
-
-
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory, images, tiny_spaces, one_thread) -> Callable[..., Run]:
+def reference(tmp_path_factory, images, tiny_spaces, one_thread) -> Callable[..., RunContents]:
     """Uninterrupted runs, each made once."""
-    made: dict[tuple, Run] = {}
+    made: dict[tuple, RunContents] = {}
 
-    def get(**changes) -> Run:
+    def get(**changes) -> RunContents:
         key = tuple(sorted(changes.items()))
         if key not in made:
             made[key] = fit(tmp_path_factory.mktemp("reference") / "run", images, **changes)
@@ -180,9 +141,7 @@ def test_run_leaves_what_the_next_stage_needs(tmp_path, images):
     run = fit(tmp_path, images)
     assert run.state["step"] == TOTAL
     assert run.state["config"]["sampler"] == "uniform"
-    assert steps_of(run) == [
-        (step, name) for step in (6, 12, 18) for name in ("train/data_wait", "val/logit")
-    ]
+    assert run.steps() == [(step, name) for step in (6, 12, 18) for name in ("train", "val")]
     first, *_, last = [each for each in run.metrics if "train/loss" in each]
     assert last["train/loss"] < first["train/loss"]
     assert 0 <= last["train/top1"] <= 1 and last["train/images_per_second"] > 0
@@ -233,8 +192,8 @@ def test_stopped_run_continues_to_the_bit(
     resumed = fit(tmp_path, images, sampler=sampler, workers=workers)
     whole = reference(sampler=sampler)
     assert_identical(resumed.state, whole.state)
-    assert steps_of(resumed) == steps_of(whole)
-    assert val_lines(resumed) == val_lines(whole)
+    assert resumed.steps() == whole.steps()
+    assert resumed.measured() == whole.measured()
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
@@ -258,7 +217,7 @@ def test_run_stopped_at_every_other_step_continues_to_the_bit(tmp_path, images, 
             fit(tmp_path, images, before=send(signal.SIGTERM, at=step))
     resumed = fit(tmp_path, images)
     assert_identical(resumed.state, reference().state)
-    assert steps_of(resumed) == steps_of(reference())
+    assert resumed.steps() == reference().steps()
 
 
 def test_error_between_checkpoints_costs_no_exactness(tmp_path, images, reference):
@@ -271,7 +230,7 @@ def test_error_between_checkpoints_costs_no_exactness(tmp_path, images, referenc
     assert latest_checkpoint(tmp_path / "checkpoints")[0] == 12
     resumed = fit(tmp_path, images, save_every=2)
     assert_identical(resumed.state, reference().state)
-    assert steps_of(resumed) == steps_of(reference())
+    assert resumed.steps() == reference().steps()
 
 
 def test_metrics_beyond_the_checkpoint_are_measured_again(tmp_path, images, reference):
@@ -284,7 +243,7 @@ def test_metrics_beyond_the_checkpoint_are_measured_again(tmp_path, images, refe
     assert read_journal(tmp_path / "metrics.jsonl")[-1]["step"] == 12
     resumed = fit(tmp_path, images, save_every=3)
     assert_identical(resumed.state, reference().state)
-    assert steps_of(resumed) == steps_of(reference())
+    assert resumed.steps() == reference().steps()
 
 
 def test_damaged_newest_checkpoint_costs_one_interval(tmp_path, images, reference, caplog):
@@ -294,7 +253,7 @@ def test_damaged_newest_checkpoint_costs_one_interval(tmp_path, images, referenc
     resumed = fit(tmp_path, images)
     assert sum("damaged" in record.message for record in caplog.records) == 1
     assert_identical(resumed.state, reference().state)
-    assert steps_of(resumed) == steps_of(reference())
+    assert resumed.steps() == reference().steps()
 
 
 def test_finished_run_is_not_trained_again(tmp_path, images):
