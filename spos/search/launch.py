@@ -89,6 +89,8 @@ def resume_experiment(
             f"experiment {experiment_id} still runs (process {known.pid}, port {known.port}); "
             f"stop it first with `nnictl stop {experiment_id}`"
         )
+    if known.pid is not None and known.status != "STOPPED":
+        _mark_stopped(experiment_id)
     command = ["resume", experiment_id, "--port", str(port)]
     if experiments_dir is not None:
         command += ["--experiment_dir", str(experiments_dir.resolve())]
@@ -198,6 +200,13 @@ def wait_until_gone(pid: int, seconds: float) -> bool:
             os.waitpid(pid, os.WNOHANG)
         time.sleep(0.1)
     return True
+
+
+def _mark_stopped(experiment_id: str) -> None:
+    """Tell NNI that a manager was killed; it takes one that nobody waited for as running."""
+    from nni.tools.nnictl.config_utils import Experiments
+
+    Experiments().update_experiment(experiment_id, "status", "STOPPED")
 
 
 def _state_path(folder: Path) -> Path:
