@@ -1,6 +1,6 @@
 """Multiply-adds and parameters: of a network, layer by layer, and of a whole space as a table.
 
-Imports `spos.architecture`, `spos.cost.table`, `spos.errors`, `spos.spaces`, `spos.supernet`.
+Imports `spos.architecture`, `spos.cost`, `spos.errors`, `spos.spaces`, `spos.supernet`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from spos.architecture import Candidate, Choices, SearchSpec
+from spos.cost.operations import run_on_meta
 from spos.cost.table import CostTable, Term
 from spos.errors import ConfigError
 from spos.spaces import build_space, default_image_size
@@ -203,19 +204,8 @@ def _count_positions(
         for layer in layers:
             if isinstance(layer, _MULTIPLIERS):
                 hooks.callback(layer.register_forward_hook(count).remove)
-        _run(network, image_size)
+        run_on_meta(network, image_size)
     return positions
-
-
-def _run(network: nn.Module, image_size: int) -> Tensor:
-    """Outputs for one image, of which only the shape is known."""
-    try:
-        return network(torch.empty(1, 3, image_size, image_size, device="meta"))
-    except (RuntimeError, NotImplementedError) as problem:
-        raise ConfigError(
-            f"the network cannot be counted on images of {image_size} x {image_size}, "
-            f"because it does not run on them: {problem}"
-        ) from problem
 
 
 def _observe_positions(
@@ -306,7 +296,7 @@ def _term(spec: SearchSpec, labels: Labels, parts: Mapping[Labels, Mapping[Key, 
 
 def _check_classes(supernet: Supernet, spec: SearchSpec, image_size: int) -> None:
     """A constructor that takes no number of classes may have settled on another."""
-    shape = tuple(_run(supernet, image_size).shape)
+    shape = tuple(run_on_meta(supernet, image_size).shape)
     if "num_classes" in spec.options and shape != (1, spec.options["num_classes"]):
         raise ConfigError(
             f"{spec.space}: makes outputs of the shape {shape} of one image, expected "

@@ -1,0 +1,196 @@
+"""What a network does to one image, operation by operation: kinds, shapes and parameters.
+
+Imports `spos.errors`, `spos.spaces`, `spos.supernet` and torch.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spos.errors import ConfigError
+from spos.spaces.blocks import TwoBranchBlock
+from spos.spaces.sliced import active_tensors, own_tensors
+from spos.supernet import Supernet
+
+# The first kind that a module is an instance of is its own.
+KINDS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
+    ("conv", (nn.Conv1d, nn.Conv2d, nn.Conv3d)),
+    ("linear", (nn.Linear,)),
+    ("batchnorm", (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)),
+    ("relu6", (nn.ReLU6,)),
+    ("relu", (nn.ReLU,)),
+    ("hswish", (nn.Hardswish,)),
+    ("hsigmoid", (nn.Hardsigmoid,)),
+    ("adaptive pool", (nn.AdaptiveAvgPool2d,)),
+    ("pool", (nn.AvgPool2d, nn.MaxPool2d)),
+    ("shuffle", (TwoBranchBlock,)),
+)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One application of a layer to the features of one image.
+
+    Attributes:
+        name: the module's name in the network.
+        kind: one of `KINDS`, or ``other`` for a layer with parameters that is none of them.
+        input_shape: of one image's features: (C, H, W), or (C,).
+        output_shape: the same, of its result.
+        kernel: side of a convolution's kernel, or of the window that a pooling averages; else 1.
+        groups: of a convolution; else 1.
+        tensors: entries of its parameters that no operation before it has brought, by name.
+        weights: entries of its weight, 0 without one.
+        has_bias: whether a convolution or linear layer adds one.
+        is_affine: whether a BatchNorm has weight and bias.
+    """
+
+    name: str
+    kind: str
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    kernel: int = 1
+    groups: int = 1
+    tensors: Mapping[str, int] = field(default_factory=dict)
+    weights: int = 0
+    has_bias: bool = False
+    is_affine: bool = False
+
+    @property
+    def inputs(self) -> int:
+        """Entries of the input."""
+        return math.prod(self.input_shape)
+
+    @property
+    def outputs(self) -> int:
+        """Entries of the output."""
+        return math.prod(self.output_shape)
+
+    @property
+    def channels(self) -> int:
+        """Width of the output."""
+        axis = -1 if self.kind == "linear" else 0
+        return self.output_shape[axis]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of a convolution or linear layer; 0 of anything else."""
+        if self.kind not in ("conv", "linear"):
+            return 0
+        return self.weights * (self.outputs // self.channels)
+
+    @property
+    def params(self) -> int:
+        """Entries of the parameters that it is the first to use."""
+        return sum(self.tensors.values())
+
+
+def list_operations(network: nn.Module, image_size: int) -> list[Operation]:
+    """The operations that a network applies to an image, in the order in which they run.
+
+    Layers without parameters that are no module, such as additions, are not listed. A block that
+    shuffles or splits its channels comes as an operation of its own, before its layers.
+
+    Args:
+        network: a network of images (N, 3, image_size, image_size), of a supernet its active path;
+            it is left as it is.
+        image_size: side of the square input image.
+
+    Raises:
+        ConfigError: if the network cannot run on such images.
+    """
+    network = copy.deepcopy(network).to("meta").eval()
+    names = {id(module): name for name, module in network.named_modules()}
+    active = network.active_modules() if isinstance(network, Supernet) else network.modules()
+    operations: list[Operation] = []
+    seen: set[int] = set()
+    with ExitStack() as hooks, torch.no_grad():
+        for module in active:
+            if kind := _kind(module):
+                append = _recorder(operations, names[id(module)], kind, seen)
+                hook = module.register_forward_hook
+                if kind == "shuffle":
+                    before = module.register_forward_pre_hook
+                    hooks.callback(before(_without_output(append)).remove)
+                else:
+                    hooks.callback(hook(append).remove)
+        run_on_meta(network, image_size)
+    return operations
+
+
+def run_on_meta(network: nn.Module, image_size: int) -> Tensor:
+    """What a network on the meta device makes of one image: nothing but a shape.
+
+    Raises:
+        ConfigError: if it cannot run on such images.
+    """
+    try:
+        return network(torch.empty(1, 3, image_size, image_size, device="meta"))
+    except (RuntimeError, NotImplementedError) as problem:
+        raise ConfigError(
+            f"the network cannot be counted on images of {image_size} x {image_size}, "
+            f"because it does not run on them: {problem}"
+        ) from problem
+
+
+def _kind(module: nn.Module) -> str | None:
+    for kind, classes in KINDS:
+        if isinstance(module, classes):
+            is_quiet = isinstance(module, TwoBranchBlock) and module.branch_proj is not None
+            return None if is_quiet else kind
+    return "other" if own_tensors(module) else None
+
+
+def _recorder(
+    operations: list[Operation], name: str, kind: str, seen: set[int]
+) -> Callable[[nn.Module, Any, Any], None]:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        own = {} if kind == "shuffle" else dict(module.named_parameters(recurse=False))
+        used = active_tensors(module) if own else {}
+        fresh = {key: used[key].numel() for key, each in own.items() if id(each) not in seen}
+        seen.update(id(each) for each in own.values())
+        operations.append(
+            Operation(
+                name,
+                kind,
+                tuple(inputs[0].shape[1:]),
+                tuple(output.shape[1:]),
+                kernel=_kernel(module, kind, inputs[0], output),
+                groups=_groups(module, used),
+                tensors=fresh,
+                weights=used["weight"].numel() if "weight" in used else 0,
+                has_bias="bias" in own and kind in ("conv", "linear"),
+                is_affine=kind == "batchnorm" and "weight" in own,
+            )
+        )
+
+    return record
+
+
+def _without_output(record: Callable[[nn.Module, Any, Any], None]) -> Callable[..., None]:
+    return lambda module, inputs: record(module, inputs, inputs[0])
+
+
+def _kernel(module: Any, kind: str, x: Tensor, output: Tensor) -> int:
+    if kind == "conv":
+        return active_tensors(module)["weight"].shape[-1]
+    if kind == "adaptive pool":
+        return x.shape[-1] // output.shape[-1]
+    if kind == "pool":
+        return module.kernel_size if isinstance(module.kernel_size, int) else module.kernel_size[0]
+    return 1
+
+
+def _groups(module: Any, used: Mapping[str, Tensor]) -> int:
+    """As many as the active path gives a convolution: one for each channel if it is depthwise."""
+    if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return 1
+    is_depthwise = module.groups == module.in_channels and module.groups > 1
+    return used["weight"].shape[0] if is_depthwise else module.groups
