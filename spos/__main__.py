@@ -10,9 +10,11 @@ from spos.errors import run_main
 # command -> what it does; each has a module `spos.commands.<command>` with `configure(parser)`,
 # which adds its flags and sets the default `run`, a function of the parsed flags.
 COMMANDS = {
+    "convert": "turn architectures and weights of other systems into ours, and back",
     "data": "make the embedded data set, split a data set, find undecodable images",
     "search": "start an architecture search on NNI safely, show its best architectures",
     "summary": "what a supernet, its search and the training from scratch came to",
+    "zoo": "list the published networks, which zoo:NAME stands for",
 }
 
 

@@ -1,6 +1,7 @@
 """A trained subnet on disk: weights as safetensors, with all that is needed to use them.
 
-Imports `spos.architecture`, `spos.data`, `spos.errors`, `spos.files`, `spos.spaces` and torch.
+Imports `spos.architecture`, `spos.convert.architectures`, `spos.data`, `spos.errors`,
+`spos.files`, `spos.spaces`, `spos.training.checkpoint` and torch.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from spos.architecture import Architecture, load_architecture, parse_architecture
+from spos.architecture import Architecture, parse_architecture
+from spos.convert.architectures import read_architecture
 from spos.data.preprocessing import Preprocessing
 from spos.errors import CheckpointError, ConfigError
 from spos.files import open_atomic, parse_json
@@ -30,17 +32,22 @@ def save_subnet(
     network: nn.Module,
     arch: Architecture,
     *,
-    preprocessing: str,
-    classes: Sequence[str],
+    preprocessing: str | None,
+    classes: Sequence[str] | None = None,
 ) -> None:
-    """Write a subnet's weights and, as metadata, its architecture, preprocessing and classes."""
+    """Write a subnet's weights and, as metadata, its architecture, preprocessing and classes.
+
+    The last two are left out where they are not known, as of other systems' weights.
+    """
     tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
     metadata = {
         "format": FORMAT,
         "architecture": arch.to_json(),
-        "preprocessing": preprocessing,
-        "classes": json.dumps(list(classes)),
     }
+    if preprocessing is not None:
+        metadata["preprocessing"] = preprocessing
+    if classes is not None:
+        metadata["classes"] = json.dumps(list(classes))
     with open_atomic(path) as file:
         file.write(save(tensors, metadata))
 
@@ -54,7 +61,8 @@ def load_subnet(arch: Architecture | Path | str, weights: Path | str | None = No
     not say.
 
     Args:
-        arch: an architecture, an architecture file, or a weight file that holds its own.
+        arch: an architecture, a file of one in any format that `read_architecture` reads, a
+            published network (``"zoo:megvii"``), or a weight file that holds its own.
         weights: a ``.safetensors`` file, or a state dict saved by torch. None with an
             architecture gives a network with random weights.
 
@@ -66,13 +74,13 @@ def load_subnet(arch: Architecture | Path | str, weights: Path | str | None = No
         if str(arch).endswith(".safetensors"):
             weights, arch = arch, _read_architecture(Path(arch))
         else:
-            arch = load_architecture(arch)
+            arch = read_architecture(arch)
     network: Any = build_subnet(arch, affine=True)
     network.preprocessing = network.classes = None
     if weights is None:
         return network.eval()
     if str(weights).endswith(".safetensors"):
-        metadata, tensors = _read(Path(weights))
+        metadata, tensors = read_subnet_file(Path(weights))
         if "preprocessing" in metadata:
             network.preprocessing = _read_preprocessing(metadata["preprocessing"], weights)
         if "classes" in metadata:
@@ -86,7 +94,7 @@ def load_subnet(arch: Architecture | Path | str, weights: Path | str | None = No
 
 
 def _read_architecture(path: Path) -> Architecture:
-    metadata, _ = _read(path)
+    metadata, _ = read_subnet_file(path)
     if "architecture" not in metadata:
         raise CheckpointError(
             f"{path}: does not say which architecture it is of; give the architecture file as well"
@@ -108,7 +116,12 @@ def _read_classes(text: str, path: Path | str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def read_subnet_file(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors of a safetensors file.
+
+    Raises:
+        CheckpointError: if it is missing, damaged or no such file.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}

@@ -149,9 +149,20 @@ def load_tensors(path: Path | str) -> Any:
 
 
 def load_weights_into(
-    module: torch.nn.Module, weights: Mapping[str, torch.Tensor], *, source: str
+    module: torch.nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    *,
+    source: str,
+    assign: bool = False,
 ) -> None:
     """Load a state dict strictly.
+
+    Args:
+        module: the network.
+        weights: its state dict.
+        source: begins error messages.
+        assign: whether the network takes over the tensors themselves, with their type, so that it
+            may have been built on the meta device.
 
     Raises:
         CheckpointError: naming ``source`` and the missing, unexpected or misshapen tensors.
@@ -162,7 +173,7 @@ def load_weights_into(
     ):
         raise CheckpointError(f"{source}: does not hold weights (names and tensors)")
     try:
-        module.load_state_dict(weights, strict=True)
+        module.load_state_dict(weights, strict=True, assign=assign)
     except RuntimeError as problem:
         lines = [line.strip() for line in str(problem).splitlines()[1:4]]
         detail = " ".join(line if len(line) < 300 else line[:297] + "..." for line in lines)

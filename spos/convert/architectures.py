@@ -1,0 +1,390 @@
+"""Architectures in the formats of all the systems: what a file holds, and how to write another.
+
+Imports `spos.architecture`, `spos.convert.mmrazor_yaml`, `spos.convert.zoo`, `spos.errors`,
+`spos.files`, `spos.spaces`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spos.architecture import (
+    MAX_ARCHITECTURE_BYTES,
+    Architecture,
+    Candidate,
+    SearchSpec,
+    parse_architecture,
+)
+from spos.convert.mmrazor_yaml import parse_mmrazor, write_mmrazor
+from spos.convert.zoo import CHANNEL_SCALES, ZOO_PREFIX, zoo_architecture
+from spos.errors import ArchitectureError
+from spos.files import parse_json, read_bytes
+from spos.spaces import space_spec
+
+# AngleNAS numbers the candidates of its MobileNet space so; -1 skips the layer.
+ANGLENAS_NAMES = ("k3e3", "k3e6", "k5e3", "k5e6", "k7e3", "k7e6")
+ANGLENAS_SKIP = -1
+
+_NUMERIC = re.compile(r"[-0-9,;/\s()\[\]]*")
+_NUMBER = re.compile(r"-?\d{1,9}")
+_TWO_LISTS = re.compile(r"(\[[^\[\]]*\])[\s,;]*(\[[^\[\]]*\])")
+_NUM_LAYERS = {20: "shufflenetv2", 21: "proxyless_gpu", 8: "nasbench_macro"}
+_SMALL_SPACES = {"nasbench_macro": {"image_size": 32, "num_classes": 10}}
+_IMAGENET = {"image_size": 224, "num_classes": 1000}
+_LABEL = re.compile(r"(layer|channel)_([1-9]\d?)")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a file was found to be.
+
+    Attributes:
+        format: whose format it is, in words.
+        arch: the architecture in it.
+    """
+
+    format: str
+    arch: Architecture
+
+
+def read_architecture(source: Path | str, spec: SearchSpec | None = None) -> Architecture:
+    """The architecture in a file of any known format, or a published one by its name.
+
+    Args:
+        source: a file (see `recognize`), or ``"zoo:NAME"`` (`python -m spos zoo` lists them).
+        spec: the search space that it must be of. Without it, a file of a system that does not name
+            its space is taken to be of the reference systems' space with as many layers.
+
+    Raises:
+        ArchitectureError: if there is no such file or network, or it is malformed, or of another
+            space.
+    """
+    return recognize(source, spec).arch
+
+
+def recognize(source: Path | str, spec: SearchSpec | None = None) -> Reading:
+    """The architecture in a file and whose format it is in; see `read_architecture`.
+
+    Known are our own files, samples of NNI 3, NNI 2's one-hot and index forms, numbers of blocks
+    (as a tuple, a list or separated by anything), numbers of blocks and then of channel scales
+    (as two lists or two lines: CanyonWind's, Megvii's), AngleNAS' ids with -1 for a skip,
+    NAS-Bench-Macro's digits without separators, and MMRazor's YAML of all its releases.
+    """
+    if str(source).startswith(ZOO_PREFIX):
+        arch = zoo_architecture(str(source)[len(ZOO_PREFIX) :])
+        if spec is not None:
+            spec.check_architecture(arch, source=str(source))
+        return Reading("published network", arch)
+    data = read_bytes(source, error=ArchitectureError, max_bytes=MAX_ARCHITECTURE_BYTES)
+    return recognize_text(data, spec, source=str(source))
+
+
+def recognize_text(
+    data: bytes | str, spec: SearchSpec | None = None, *, source: str = "architecture"
+) -> Reading:
+    """As `recognize`, of the contents of a file; ``source`` names it in errors."""
+    try:
+        text = (data.decode("utf-8") if isinstance(data, bytes) else data).strip()
+    except UnicodeDecodeError:
+        raise ArchitectureError(f"{source}: is not text, so no architecture") from None
+    if not text:
+        raise ArchitectureError(f"{source}: is empty")
+    if _NUMERIC.fullmatch(text):
+        return _from_numbers(text, spec, source)
+    if text[0] in '{["':
+        return _from_json(text, spec, source)
+    names = parse_mmrazor(text, source=source)
+    return Reading("MMRazor", _by_names(names, spec, source, layout="classic"))
+
+
+@functools.lru_cache(maxsize=32)
+def _cached_spec(space: str, options: str) -> SearchSpec:
+    return space_spec(space, options=json.loads(options))
+
+
+def default_spec(space: str, **options: Any) -> SearchSpec:
+    """The space as the systems have it: ImageNet's images and classes, or CIFAR-10's."""
+    base = _SMALL_SPACES.get(space, _IMAGENET)
+    return _cached_spec(space, json.dumps({**base, **options}, sort_keys=True))
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def _from_json(text: str, spec: SearchSpec | None, source: str) -> Reading:
+    value = parse_json(text, source=source, error=ArchitectureError)
+    if isinstance(value, dict) and "version" in value:
+        return Reading("spos", parse_architecture(text, spec, source=source))
+    if isinstance(value, dict) and _looks_like_mmrazor(value):
+        names = parse_mmrazor(text, source=source)
+        return Reading("MMRazor", _by_names(names, spec, source, layout="classic"))
+    kind = "list"
+    if isinstance(value, dict):
+        is_nni2 = any(str(key).startswith("LayerChoice") for key in value)
+        kind = "NNI 2" if is_nni2 else "NNI 3"
+    if spec is None and isinstance(value, (dict, list)):
+        spec = _guess_spec(value, source)
+    return Reading(kind, parse_architecture(text, spec, source=source))
+
+
+def _looks_like_mmrazor(value: Mapping[str, Any]) -> bool:
+    return "modules" in value or any(isinstance(entry, dict) for entry in value.values())
+
+
+def _guess_spec(value: dict[str, Any] | list[Any], source: str) -> SearchSpec:
+    """The reference systems' space with the layers of such a sample."""
+    labels = [match for key in value if (match := _LABEL.fullmatch(str(key)))]
+    num_layers = len(value)
+    if isinstance(value, dict) and labels:
+        num_layers = sum(match[1] == "layer" for match in labels)
+    has_channels = any(match[1] == "channel" for match in labels)
+    return _spec_of(num_layers, has_channels, source)
+
+
+def _spec_of(num_layers: int, has_channels: bool, source: str) -> SearchSpec:
+    space = _NUM_LAYERS.get(num_layers)
+    if space is None or (has_channels and space != "shufflenetv2"):
+        known = ", ".join(f"{number} ({name})" for number, name in _NUM_LAYERS.items())
+        raise ArchitectureError(
+            f"{source}: has {num_layers} layers and does not name its search space, so give it "
+            f"(--space); known by their number of layers are {known}"
+        )
+    options = {"channel_scales": list(CHANNEL_SCALES)} if has_channels else {}
+    return default_spec(space, **options)
+
+
+def _from_numbers(text: str, spec: SearchSpec | None, source: str) -> Reading:
+    """Digits, lists in brackets or parentheses, or numbers with anything between them."""
+    if text.isdigit() and len(text) > 1:
+        arch = _by_numbers([int(digit) for digit in text], spec, source)
+        return Reading("NAS-Bench-Macro" if len(text) == 8 else "digits", arch)
+    if text[0] in "([":
+        text = re.sub(r",\s*\]", "]", text.replace("(", "[").replace(")", "]"))
+        if two := _TWO_LISTS.fullmatch(text):
+            text = f"[{two[1]},{two[2]}]"
+        value: Any = parse_json(text, source=source, error=ArchitectureError)
+    else:
+        value = [_split_numbers(part, source) for part in re.split("[;\n]", text) if part.strip()]
+        if len(value) != 2 or len(value[0]) != len(value[1]):
+            value = [number for numbers in value for number in numbers]
+    if len(value) == 2 and all(isinstance(each, list) and _are_numbers(each) for each in value):
+        return Reading("blocks and channels", _by_scales(value[0], value[1], spec, source))
+    if not _are_numbers(value):
+        spec = spec or _spec_of(len(value), False, source)
+        return Reading("list", parse_architecture(text, spec, source=source))
+    is_mobile = len(value) == 21 or ANGLENAS_SKIP in value
+    return Reading("AngleNAS" if is_mobile else "list", _by_numbers(value, spec, source))
+
+
+def _split_numbers(text: str, source: str) -> list[int]:
+    words = re.split(r"[\s,/]+", text.strip(" \t\r,/"))
+    if not all(_NUMBER.fullmatch(word) for word in words):
+        raise ArchitectureError(
+            f"{source}: has {next(word for word in words if not _NUMBER.fullmatch(word))[:60]!r} "
+            "where the number of a candidate should be"
+        )
+    return [int(word) for word in words]
+
+
+def _are_numbers(value: Any) -> bool:
+    return all(type(each) is int for each in value)
+
+
+def _by_numbers(numbers: Sequence[int], spec: SearchSpec | None, source: str) -> Architecture:
+    spec = spec or _spec_of(len(numbers), False, source)
+    if spec.space != "proxyless_gpu":
+        return parse_architecture(json.dumps(list(numbers)), spec, source=source)
+    names = []
+    for layer, number in enumerate(numbers, start=1):
+        if not ANGLENAS_SKIP <= number < len(ANGLENAS_NAMES):
+            raise ArchitectureError(
+                f"{source}: layer {layer} is {number}, expected AngleNAS' number of a candidate, "
+                f"0 to {len(ANGLENAS_NAMES) - 1}, or {ANGLENAS_SKIP} to skip it"
+            )
+        names.append("skip" if number == ANGLENAS_SKIP else ANGLENAS_NAMES[number])
+    return _by_names(names, spec, source)
+
+
+def _by_names(
+    names: Sequence[str], spec: SearchSpec | None, source: str, *, layout: str | None = None
+) -> Architecture:
+    """The architecture of these candidates; ``layout`` is that of the system they come from."""
+    if spec is None:
+        is_mobile = len(names) == 21
+        options = {"skips": "mmrazor"} if is_mobile and layout else {}
+        if not is_mobile and layout:
+            options = {"layout": layout, "classifier_bias": True, "dropout": 0.0}
+        spec = default_spec(_NUM_LAYERS[len(names)], **options)
+    if len(names) != len(spec.choices):
+        raise ArchitectureError(
+            f"{source}: has {len(names)} layers, expected the {len(spec.choices)} of {spec.space!r}"
+        )
+    return spec.architecture(dict(zip(spec.choices, names, strict=True)), source=source)
+
+
+def _by_scales(
+    blocks: Sequence[int], scales: Sequence[int], spec: SearchSpec | None, source: str
+) -> Architecture:
+    """The architecture of numbers of blocks and of channel scales (0 for 0.2, 1 for 0.4, ...)."""
+    spec = spec or _spec_of(len(blocks), True, source)
+    layers, channels = _block_labels(spec), _channel_labels(spec)
+    if len(layers) != len(blocks) or len(channels) != len(scales):
+        raise ArchitectureError(
+            f"{source}: has {len(blocks)} blocks and {len(scales)} channel scales, but "
+            f"{spec.space!r} with these options has {len(layers)} layers and {len(channels)} "
+            "searched widths"
+        )
+    known: list[Any] = list(spec.options.get("channel_scales") or ())
+    choices: dict[str, Candidate] = {}
+    for number, (block, scale) in enumerate(zip(blocks, scales, strict=True)):
+        label, channel = layers[number], channels[number]
+        if not 0 <= block < len(spec.choices[label]):
+            raise ArchitectureError(
+                f"{source}: {label} is {block}, expected 0 to {len(spec.choices[label]) - 1}"
+            )
+        if not 0 <= scale < len(CHANNEL_SCALES) or CHANNEL_SCALES[scale] not in known:
+            raise ArchitectureError(
+                f"{source}: {channel} has the channel scale {scale}, expected the number of one of "
+                f"{', '.join(map(str, known))}, where 0 is {CHANNEL_SCALES[0]}"
+            )
+        choices[label] = spec.choices[label][block]
+        choices[channel] = spec.choices[channel][known.index(CHANNEL_SCALES[scale])]
+    return spec.architecture(choices, source=source)
+
+
+def _block_labels(spec: SearchSpec) -> list[str]:
+    return [label for label in spec.choices if not label.startswith("channel_")]
+
+
+def _channel_labels(spec: SearchSpec) -> list[str]:
+    return [label for label in spec.choices if label.startswith("channel_")]
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def write_architecture(arch: Architecture, format: str) -> str:
+    """The text of an architecture file.
+
+    Args:
+        arch: the architecture.
+        format: a key of `ARCHITECTURE_FORMATS`.
+
+    Raises:
+        ArchitectureError: if the format cannot say what this architecture is.
+    """
+    if format == "spos":
+        return arch.to_json()
+    spec = _cached_spec(arch.space, json.dumps(dict(arch.options), sort_keys=True))
+    spec.check(arch.choices)
+    return ARCHITECTURE_FORMATS[format](arch, spec)
+
+
+def _write_nni3(arch: Architecture, spec: SearchSpec) -> str:
+    return json.dumps({label: arch.choices[label] for label in spec.choices}, indent=2) + "\n"
+
+
+def _write_nni2(arch: Architecture, spec: SearchSpec) -> str:
+    return _layer_choices(
+        [candidate == arch.choices[label] for candidate in spec.choices[label]]
+        for label in _only_blocks(spec, "NNI 2")
+    )
+
+
+def _write_nni2_index(arch: Architecture, spec: SearchSpec) -> str:
+    return _layer_choices(map(str, _numbers(arch, spec, _only_blocks(spec, "NNI 2"))))
+
+
+def _layer_choices(entries: Any) -> str:
+    named = {f"LayerChoice{number}": entry for number, entry in enumerate(entries, start=1)}
+    return json.dumps(named, indent=2) + "\n"
+
+
+def _write_ids(arch: Architecture, spec: SearchSpec) -> str:
+    blocks = _numbers(arch, spec, _block_labels(spec))
+    if not _channel_labels(spec):
+        return json.dumps(blocks) + "\n"
+    return json.dumps([blocks, _scale_numbers(arch, spec)]) + "\n"
+
+
+def _write_tuple(arch: Architecture, spec: SearchSpec) -> str:
+    return _write_ids(arch, spec).replace("[", "(").replace("]", ")")
+
+
+def _write_canyonwind(arch: Architecture, spec: SearchSpec) -> str:
+    if not _channel_labels(spec):
+        raise ArchitectureError(
+            "CanyonWind's lists are of blocks and channels, but this architecture has no searched "
+            "widths; write it --to ids"
+        )
+    lists = _numbers(arch, spec, _block_labels(spec)), _scale_numbers(arch, spec)
+    return "".join(", ".join(map(str, numbers)) + "\n" for numbers in lists)
+
+
+def _write_anglenas(arch: Architecture, spec: SearchSpec) -> str:
+    if spec.space != "proxyless_gpu":
+        raise ArchitectureError(f"AngleNAS' ids are of 'proxyless_gpu', not of {spec.space!r}")
+    ids = {**{name: number for number, name in enumerate(ANGLENAS_NAMES)}, "skip": ANGLENAS_SKIP}
+    return " ".join(str(ids[str(arch.choices[label])]) for label in spec.choices) + "\n"
+
+
+def _write_macro(arch: Architecture, spec: SearchSpec) -> str:
+    if spec.space != "nasbench_macro":
+        raise ArchitectureError(f"NAS-Bench-Macro's digits are not of {spec.space!r}")
+    return "".join(map(str, _numbers(arch, spec, list(spec.choices)))) + "\n"
+
+
+def _write_mmrazor(variant: str) -> Callable[[Architecture, SearchSpec], str]:
+    def write(arch: Architecture, spec: SearchSpec) -> str:
+        names = [str(arch.choices[label]) for label in _only_blocks(spec, "MMRazor")]
+        if spec.space not in ("shufflenetv2", "proxyless_gpu"):
+            raise ArchitectureError(f"MMRazor has no search space like {spec.space!r}")
+        return write_mmrazor(names, variant=variant)
+
+    return write
+
+
+# format -> what writes it; every one of them is read as well
+ARCHITECTURE_FORMATS: dict[str, Callable[[Architecture, SearchSpec], str]] = {
+    "spos": lambda arch, spec: arch.to_json(),
+    "nni3": _write_nni3,
+    "nni2": _write_nni2,
+    "nni2-index": _write_nni2_index,
+    "ids": _write_ids,
+    "tuple": _write_tuple,
+    "canyonwind": _write_canyonwind,
+    "anglenas": _write_anglenas,
+    "macro": _write_macro,
+    "mmrazor": _write_mmrazor("1.x"),
+    "mmrazor-prefix": _write_mmrazor("prefix"),
+    "mmrazor-0.x": _write_mmrazor("0.x"),
+}
+
+
+def _only_blocks(spec: SearchSpec, system: str) -> list[str]:
+    if _channel_labels(spec):
+        raise ArchitectureError(f"{system} does not search widths; write it --to nni3 or ids")
+    return list(spec.choices)
+
+
+def _numbers(arch: Architecture, spec: SearchSpec, labels: Sequence[str]) -> list[int]:
+    return [spec.choices[label].index(arch.choices[label]) for label in labels]
+
+
+def _scale_numbers(arch: Architecture, spec: SearchSpec) -> list[int]:
+    known: list[Any] = list(spec.options.get("channel_scales") or ())
+    numbers = []
+    for label in _channel_labels(spec):
+        scale = known[spec.choices[label].index(arch.choices[label])]
+        if scale not in CHANNEL_SCALES:
+            raise ArchitectureError(
+                f"{label} has the scale {scale}, which has no number among 0.2, 0.4, ... 2.0"
+            )
+        numbers.append(CHANNEL_SCALES.index(scale))
+    return numbers

@@ -1,0 +1,402 @@
+"""Weights of the reference systems as networks of ours, and ours in Megvii's and NNI's layout.
+
+Imports `spos.convert`, `spos.spaces`, `spos.subnet`, `spos.supernet`, `spos.training.checkpoint`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from spos.architecture import Architecture, Candidate, parse_architecture
+from spos.convert import canyonwind
+from spos.convert.inference import (
+    drop_candidates,
+    mobile_choices,
+    mobile_options,
+    renumber_mobile,
+    shuffle_network,
+    split_candidates,
+)
+from spos.convert.mxnet_params import LIST_START, load_mxnet
+from spos.convert.state_dicts import Tensors, find_system, rename_all, settle_places
+from spos.convert.zoo import BLOCKS
+from spos.errors import ArchitectureError, CheckpointError, ConfigError
+from spos.files import open_atomic
+from spos.spaces import build_space, build_subnet
+from spos.subnet import read_subnet_file, save_subnet
+from spos.supernet import Supernet
+from spos.training.checkpoint import load_tensors, load_weights_into
+
+SUPERNET_FORMAT = "spos-supernet-1"
+WEIGHT_FORMATS = ("safetensors", "megvii", "nni3")
+
+_CONTAINERS = ("state_dict", "network", "model")
+_PREFIXES = ("module.", "architecture.")
+# Options that decide what function the weights compute; they are what the system has.
+_FUNCTION = ("layout", "skips", "stem_activation", "activation", "squeeze_excitation", "head")
+_CANONICAL = {"layout": "canonical", "skips": "anglenas", "activation": "relu", "head": "plain"}
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class ConvertedWeights:
+    """A network of ours with somebody's weights.
+
+    Attributes:
+        system: whose weights they were.
+        network: a plain subnet, or a `Supernet`.
+        space: its search space.
+        options: the space's options.
+        arch: of a subnet, its architecture.
+    """
+
+    system: str
+    network: nn.Module
+    space: str
+    options: Mapping[str, Any]
+    arch: Architecture | None
+
+
+def read_weights(
+    path: Path | str,
+    *,
+    space: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    arch: Architecture | None = None,
+) -> ConvertedWeights:
+    """The network whose weights a file of any of the systems holds.
+
+    Which network it is follows from names and shapes. Nothing in the file is run.
+
+    Args:
+        path: a ``.safetensors`` file, a file of ``torch.save`` (a state dict, also inside of
+            ``state_dict`` or with the prefix ``module.``), or MXNet's ``.params``.
+        space: the search space that it must be of.
+        options: of the space, where they are not as ImageNet needs them (``image_size``) or cannot
+            be seen from the weights.
+        arch: of a subnet, the architecture that it must be of.
+
+    Raises:
+        CheckpointError: if the file is damaged, unsafe, of an unknown system, of another network,
+            or if ``options`` would make another function of the weights.
+    """
+    wanted = dict(options or {})
+    source = str(path)
+    found = _read(Path(path))
+    if found.config is not None:
+        name, own, choices = _read_config(found.config, source)
+        tensors = found.tensors
+    else:
+        name, own, choices, tensors = _identify(found, arch, wanted, source)
+    if space is not None and space != name:
+        raise CheckpointError(f"{source}: its weights are of the space {name!r}, not of {space!r}")
+    for option in _FUNCTION:
+        has = own.get(option, _CANONICAL.get(option))
+        if option in wanted and wanted[option] != has:
+            raise CheckpointError(
+                f"{source}: {found.system}'s weights compute another function with {option} "
+                f"{wanted[option]!r}; convert them with {option} {has!r}"
+            )
+    merged = {"image_size": 224, "num_classes": 1000, **own, **wanted}
+    network, subnet = _build(name, merged, choices, tensors, source)
+    if arch is not None:
+        _check_same(arch, subnet, source)
+    return ConvertedWeights(found.system, network, name, merged, subnet)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Whose tensors a file holds.
+
+    Attributes:
+        system: the system's name.
+        tensors: by our names.
+        space: our space of that system's networks.
+        options: options of the space that follow from the system.
+        config: of our own files, what they say of space, options and choices.
+    """
+
+    system: str
+    tensors: Tensors
+    space: str = "shufflenetv2"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] | None = None
+
+
+def _read(path: Path) -> _Found:
+    if path.suffix == ".safetensors":
+        metadata, tensors = read_subnet_file(path)
+        if "architecture" not in metadata:
+            return _rename(_checked(tensors, path), path)
+        arch = parse_architecture(metadata["architecture"], source=f"{path}, its architecture")
+        config = {"space": arch.space, "options": arch.options, "choices": arch.choices}
+        return _Found("spos", _checked(tensors, path), config=config)
+    if begins_as_mxnet(path):
+        tensors = canyonwind.rename_canyonwind(load_mxnet(path), source=str(path))
+        return _Found(canyonwind.NAME, _checked(tensors, path), options=canyonwind.OPTIONS)
+    state = load_tensors(path)
+    config = state.get("config") if isinstance(state, dict) else None
+    for container in _CONTAINERS:
+        if isinstance(state, dict) and isinstance(state.get(container), Mapping):
+            state = state[container]
+            break
+    tensors = _checked(state, path)
+    if isinstance(config, dict) and "space" in config:
+        return _Found("spos", tensors, config=config)
+    for prefix in _PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
+    return _rename(tensors, path)
+
+
+def begins_as_mxnet(path: Path | str) -> bool:
+    """Whether a file begins as a list of MXNet's arrays does."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(LIST_START)) == LIST_START
+    except OSError as problem:
+        raise CheckpointError(f"{path}: cannot be read ({problem.strerror or problem})") from None
+
+
+def _rename(tensors: Tensors, path: Path) -> _Found:
+    system = find_system(tensors, source=str(path))
+    renamed = settle_places(rename_all(system, tensors, source=str(path)))
+    if system.reverses:
+        renamed = reverse_channels(renamed)
+    return _Found(system.name, renamed, system.space, system.options)
+
+
+def _checked(state: Any, path: Path) -> Tensors:
+    """Plain tensors by name, of which none claims more entries than the file gave it."""
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise CheckpointError(f"{path}: does not hold weights (names and tensors)")
+    for name, tensor in state.items():
+        is_count = name.endswith("num_batches_tracked") and tensor.dtype == torch.int64
+        is_plain = tensor.layout == torch.strided and not (tensor.is_quantized or tensor.is_meta)
+        if not is_plain or not (is_count or tensor.dtype in _FLOATS):
+            raise CheckpointError(f"{path}: {name[:80]} is not a plain tensor of numbers")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"{path}: {name[:80]} has more entries than the file holds")
+    return dict(state)
+
+
+def _read_config(
+    config: Mapping[str, Any], source: str
+) -> tuple[str, dict[str, Any], Mapping[str, Candidate] | None]:
+    """Space, options and choices that a file of ours says it is of."""
+    space, options, choices = (config.get(key) for key in ("space", "options", "choices"))
+    is_whole = isinstance(space, str) and isinstance(options, Mapping)
+    if not is_whole or not (choices is None or isinstance(choices, Mapping)):
+        raise CheckpointError(f"{source}: does not say which network its weights are of")
+    return space, dict(options), choices  # type: ignore[return-value,arg-type]
+
+
+# --- which network it is -------------------------------------------------------------------------
+
+
+def _identify(
+    found: _Found, arch: Architecture | None, wanted: Mapping[str, Any], source: str
+) -> tuple[str, dict[str, Any], Mapping[str, Candidate] | None, Tensors]:
+    """Space, options, choices (None for a supernet) and the tensors by their final names."""
+    tensors = found.tensors
+    candidates = split_candidates(tensors)
+    if candidates and max(map(len, candidates.values())) == 1:
+        tensors, candidates = drop_candidates(tensors), {}  # MMRazor's subnets keep the names
+    if found.space == "shufflenetv2":
+        base = dict(found.options)
+        if "channel_scales" in wanted:
+            base["channel_scales"] = wanted["channel_scales"]
+        space, options, choices = shuffle_network(tensors, base, source=source)
+        return space, options, choices, tensors
+    options = mobile_options(tensors, found.options, source=source)
+    if candidates:
+        return found.space, options, None, tensors
+    if found.system == "AngleNAS":
+        tensors = renumber_mobile(tensors, arch.choices if arch else None, source=source)
+    return found.space, options, mobile_choices(tensors, source=source), tensors
+
+
+# --- the network ---------------------------------------------------------------------------------
+
+
+def _build(
+    space: str,
+    options: Mapping[str, Any],
+    choices: Mapping[str, Candidate] | None,
+    tensors: Tensors,
+    source: str,
+) -> tuple[nn.Module, Architecture | None]:
+    """The network with these weights; it is built without memory of its own, to hold no more."""
+    arch = None if choices is None else Architecture(space, options, choices)
+    affine = arch is not None or "first_conv.1.weight" in tensors
+    try:
+        with torch.device("meta"):
+            if arch is None:
+                network: nn.Module = Supernet(build_space(space, options=options, affine=affine))
+            else:
+                network = build_subnet(arch, affine=True)
+    except (ArchitectureError, ConfigError) as problem:
+        raise CheckpointError(f"{source}: {problem}") from None
+    complete = complete_tensors(network, tensors)
+    load_weights_into(network, complete, source=source, assign=True)
+    return network.eval(), arch
+
+
+def _check_same(wanted: Architecture, arch: Architecture | None, source: str) -> None:
+    if arch is None:
+        raise CheckpointError(f"{source}: holds a supernet, not the subnet of an architecture")
+    if wanted.space != arch.space:
+        raise CheckpointError(f"{source}: its weights are of {arch.space}, not of {wanted.space}")
+    differing = [
+        label for label, chosen in arch.choices.items() if wanted.choices.get(label) != chosen
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{source}: its weights are not of the given architecture; they differ in "
+            f"{', '.join(differing[:6])}"
+        )
+
+
+def complete_tensors(network: nn.Module, tensors: Tensors) -> Tensors:
+    """Tensors with those of BatchNorm that change nothing where a system leaves them out.
+
+    BatchNorm without weight and bias is that with ones and zeros; old files and MXNet's do not
+    count batches. Numbers of half precision become those of single precision.
+    """
+    is_double = any(tensor.dtype == torch.float64 for tensor in tensors.values())
+    dtype = torch.float64 if is_double else torch.float32
+    complete = {
+        name: tensor.to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        for name, tensor in tensors.items()
+    }
+    for name, module in network.named_modules():
+        mean = complete.get(f"{name}.running_mean")
+        if not isinstance(module, _BatchNorm) or mean is None:
+            continue
+        complete.setdefault(f"{name}.num_batches_tracked", torch.tensor(0))
+        if module.affine and not {f"{name}.weight", f"{name}.bias"} & complete.keys():
+            complete[f"{name}.weight"] = torch.ones_like(mean)
+            complete[f"{name}.bias"] = torch.zeros_like(mean)
+    return complete
+
+
+def reverse_channels(tensors: Tensors) -> Tensors:
+    """ShunLu91's weights, which work on the other half and join it first, as canonical ones.
+
+    Its network is the canonical one with the channels at every border between blocks in reverse.
+    """
+    reversed_tensors: Tensors = {}
+    for name, tensor in tensors.items():
+        for axis in _reversed_axes(name, tensors):
+            if tensor.ndim > axis:
+                tensor = tensor.flip(axis)
+        reversed_tensors[name] = tensor
+    return reversed_tensors
+
+
+def _reversed_axes(name: str, tensors: Tensors) -> tuple[int, ...]:
+    if name.startswith("first_conv."):
+        return (0,)
+    if name == "conv_last.0.weight":
+        return (1,)
+    block, dot, rest = name.partition(".branch_main.")
+    if not dot:
+        if ".branch_proj." not in name:
+            return ()
+        return (0, 1) if name.endswith(".branch_proj.2.weight") else (0,)
+    place = int(rest.split(".")[0]) if rest.split(".")[0].isdigit() else -1
+    is_xception = f"{block}.branch_main.12.weight" in tensors
+    if is_xception:
+        return {0: (0,), 1: (0,), 2: (1,), 12: (0,), 13: (0,)}.get(place, ())
+    return {0: (1,), 5: (0,), 6: (0,)}.get(place, ())
+
+
+# --- writing -------------------------------------------------------------------------------------
+
+
+def write_weights(
+    path: Path | str,
+    converted: ConvertedWeights,
+    format: str,
+    *,
+    preprocessing: str | None = None,
+) -> None:
+    """Write a network's weights.
+
+    Args:
+        path: the file.
+        converted: the network.
+        format: ``safetensors``: what `load_subnet` reads, or the supernet under the names of its
+            space; ``megvii``: ``{"state_dict": ...}`` with candidates by number; ``nni3``: a plain
+            state dict with candidates by name.
+        preprocessing: of images for the network, if it is known; ``safetensors`` carries it.
+
+    Raises:
+        CheckpointError: if the network computes another function than Megvii's and NNI's does.
+    """
+    if format == "safetensors":
+        if converted.arch is not None:
+            save_subnet(path, converted.network, converted.arch, preprocessing=preprocessing)
+            return
+        metadata = {
+            "format": SUPERNET_FORMAT,
+            "space": converted.space,
+            "options": json.dumps(dict(converted.options)),
+        }
+        with open_atomic(path) as file:
+            file.write(save(_cpu_tensors(converted.network), metadata))
+        return
+    _refuse_other_functions(converted, path, format)
+    tensors = _cpu_tensors(converted.network)
+    if format == "megvii":
+        numbers = {f".{name}.branch_": f".{number}.branch_" for number, name in enumerate(BLOCKS)}
+        tensors = {_replace(name, numbers): tensor for name, tensor in tensors.items()}
+    with open_atomic(path) as file:
+        torch.save({"state_dict": tensors} if format == "megvii" else tensors, file)
+
+
+def _cpu_tensors(network: nn.Module) -> Tensors:
+    return {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
+
+
+def _replace(name: str, replacements: Mapping[str, str]) -> str:
+    for old, new in replacements.items():
+        name = name.replace(old, new)
+    return name
+
+
+def _refuse_other_functions(converted: ConvertedWeights, path: Path | str, format: str) -> None:
+    """Megvii's and NNI's code builds the canonical network, whatever the weights were made for."""
+    options = converted.options
+    reasons = {
+        "layout": options.get("layout", "canonical") != "canonical",
+        "stem_activation": options.get("stem_activation") is not None,
+        "squeeze_excitation": options.get("squeeze_excitation") == "canyonwind",
+        "head": options.get("head") == "mobilenetv3",
+        "classifier_bias": bool(options.get("classifier_bias")),
+    }
+    if converted.space not in ("shufflenetv2", "shufflenetv2plus"):
+        raise CheckpointError(f"{path}: neither Megvii nor NNI has a network of {converted.space}")
+    wrong = [f"{name} {options[name]!r}" for name, is_wrong in reasons.items() if is_wrong]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: the networks of Megvii and NNI compute another function than one with "
+            f"{', '.join(wrong)}; write it as .safetensors"
+        )
+    has_affine = "first_conv.1.weight" in converted.network.state_dict()
+    if format == "megvii" and converted.arch is None and has_affine:
+        raise CheckpointError(
+            f"{path}: Megvii's supernet has BatchNorm without weight and bias, this one has them; "
+            "write it --to nni3"
+        )
