@@ -11,6 +11,7 @@ from spos.errors import run_main
 # which adds its flags and sets the default `run`, a function of the parsed flags.
 COMMANDS = {
     "convert": "turn architectures and weights of other systems into ours, and back",
+    "cost": "what a network costs in any system's convention; cost tables and profiles",
     "data": "make the embedded data set, split a data set, find undecodable images",
     "search": "start an architecture search on NNI safely, show its best architectures",
     "summary": "what a supernet, its search and the training from scratch came to",

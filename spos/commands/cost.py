@@ -1,0 +1,268 @@
+"""`python -m spos cost`: what a network costs, in any system's convention, or a whole search space.
+
+Imports `spos.convert`, `spos.cost`, `spos.errors`, `spos.files`, `spos.spaces` when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spos.errors import ConfigError
+from spos.files import parse_json
+
+if TYPE_CHECKING:
+    from spos.architecture import Architecture
+    from spos.cost.operations import Operation
+
+CONVENTIONS = (
+    "macs",
+    "canyonwind",
+    "canyonwind-bn-relu",
+    "micronet",
+    "mmrazor",
+    "nni",
+    "thop2019",
+    "anglenas",
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    parser.add_argument(
+        "target",
+        metavar="FILE|NAME",
+        help="an architecture file, a published network zoo:NAME, or a search space",
+    )
+    parser.add_argument(
+        "--convention",
+        choices=CONVENTIONS,
+        default="macs",
+        metavar="NAME",
+        help=f"whose way of counting: {', '.join(CONVENTIONS)} (macs)",
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="operation by operation: input, kernel, channels, params, mults, adds",
+    )
+    parser.add_argument("--table", metavar="OUT", type=Path, help="write the space's cost table")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--space", help="search space of FILE, if it does not say")
+    parser.add_argument("--image-size", type=int, help="side of the images (the file's, or 224)")
+    parser.add_argument("--num-classes", type=int, help="classes (the file's, or 1000)")
+    parser.add_argument("--space-options", metavar="JSON", help="further options of the space")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Count what is asked for and print it."""
+    from spos.spaces import load_space_class
+
+    options = _options(args)
+    if args.space:
+        load_space_class(args.space, allow_import=True)
+    if _names_a_space(args.target):
+        return _print_space(args, options)
+    arch = _read(args, options)
+    table = None
+    if args.table:
+        from spos.cost.counting import build_cost_table
+
+        table = build_cost_table(arch.space, options=arch.options)
+        _save(table, args.table)
+    operations = _operations(arch)
+    if args.profile:
+        value, text = _profile(operations)
+    elif args.convention == "micronet":
+        value, text = _micronet(operations)
+    else:
+        value, text = _count(operations, args.convention)
+    if args.json:
+        header = {"space": arch.space, "options": dict(arch.options), "choices": dict(arch.choices)}
+        print(json.dumps({**header, **value}))
+    else:
+        print(text)
+    return 0
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if args.space_options:
+        value = parse_json(args.space_options, source="--space-options", error=ConfigError)
+        if not isinstance(value, dict):
+            raise ConfigError(
+                f'--space-options {args.space_options}: expected an object such as {{"key": 1}}'
+            )
+        options.update(value)
+    for name in ("image_size", "num_classes"):
+        if getattr(args, name) is not None:
+            options[name] = getattr(args, name)
+    return options
+
+
+def _names_a_space(target: str) -> bool:
+    """Whether it is a space of ours, or of the user's own as module:Class, and not a file."""
+    from spos.spaces import SPACES, load_space_class
+
+    if target in SPACES and not Path(target).exists():
+        return True
+    is_class = ":" in target and not target.startswith("zoo:") and not Path(target).exists()
+    if is_class:
+        load_space_class(target, allow_import=True)
+    return is_class
+
+
+def _read(args: argparse.Namespace, options: dict[str, Any]) -> Architecture:
+    from spos.architecture import Architecture
+    from spos.convert.architectures import default_spec, read_architecture
+
+    spec = default_spec(args.space, **options) if args.space else None
+    arch = read_architecture(args.target, spec)
+    return Architecture(arch.space, {**arch.options, **options}, arch.choices, arch.metrics)
+
+
+def _operations(arch: Architecture) -> list[Operation]:
+    import torch
+
+    from spos.cost.operations import list_operations
+    from spos.spaces import build_subnet, default_image_size
+
+    with torch.device("meta"):
+        network = build_subnet(arch)
+    return list_operations(network, default_image_size(arch.space, options=arch.options))
+
+
+def _print_space(args: argparse.Namespace, options: dict[str, Any]) -> int:
+    """Print the range of a space's costs."""
+    from spos.convert.architectures import default_spec
+    from spos.cost.counting import METRICS, build_cost_table
+
+    if args.profile or args.convention != "macs":
+        raise ConfigError(
+            f"{args.target} is a search space; --profile and --convention count one network, so "
+            "give an architecture file or zoo:NAME"
+        )
+    table = build_cost_table(args.target, options=default_spec(args.target, **options).options)
+    if args.table:
+        _save(table, args.table)
+    spec = table.spec
+    bounds = {metric: list(table.bounds(metric)) for metric in METRICS}
+    if args.json:
+        value = {"space": spec.space, "options": dict(spec.options), "bounds": bounds}
+        print(json.dumps({**value, "num_architectures": spec.num_architectures}))
+        return 0
+    print(f"{spec.space} {dict(spec.options)}")
+    print(f"{len(spec.choices)} choices, {spec.num_architectures:,} architectures")
+    for metric, (low, high) in bounds.items():
+        print(f"{metric:6s} {low:>15,d} to {high:,d}")
+    return 0
+
+
+def _save(table: Any, path: Path) -> None:
+    try:
+        table.save(path)
+    except OSError as problem:
+        raise ConfigError(
+            f"{path}: cannot be written ({problem.strerror}); name another --table"
+        ) from None
+
+
+def _count(operations: list[Operation], convention: str) -> tuple[dict[str, Any], str]:
+    """Per layer and total, as JSON and as text."""
+    from spos.cost.conventions import count
+    from spos.cost.micronet import readme_score, search_score
+
+    counted = count(operations, convention)
+    unit = "macs" if convention == "macs" else "flops"
+    layers = [{"name": name, unit: flops, "params": n} for name, flops, n in counted.layers]
+    total = {unit: counted.flops, "params": counted.params}
+    value: dict[str, Any] = {"convention": convention, "layers": layers, "total": total}
+    rows = [(name, f"{flops:,d}", f"{n:,d}") for name, flops, n in counted.layers]
+    rows.append(("total", f"{counted.flops:,d}", f"{counted.params:,d}"))
+    text = _table(("layer", unit, "params"), rows)
+    if convention == "canyonwind":
+        costs = counted.flops, counted.params
+        scores = {"readme_score": readme_score(*costs), "search_score": search_score(*costs)}
+        value["scores"] = scores
+        text += "".join(f"\n{name} {score:.4f}" for name, score in scores.items())
+    return value, text
+
+
+def _micronet(operations: list[Operation]) -> tuple[dict[str, Any], str]:
+    from spos.cost.micronet import BITS, count_micronet
+
+    counted = count_micronet(operations)
+    sums = {"quantized": counted.quantized, "rest": counted.rest, "total": counted.total}
+    rows = [(each.name, cost, is_q) for each, cost, is_q in counted.rows]
+    value = {
+        "convention": "micronet",
+        "layers": [{"name": name, **vars(cost), "quantized": is_q} for name, cost, is_q in rows],
+        **{name: vars(cost) for name, cost in sums.items()},
+        "bits": {
+            str(bits): {
+                "params": counted.at(bits)[0],
+                "operations": counted.at(bits)[1],
+                "micronet_score": counted.score(bits),
+            }
+            for bits in BITS
+        },
+    }
+    lines = [
+        (name, f"{cost.params:,.0f}", f"{cost.mults:,d}", f"{cost.adds:,d}")
+        for name, cost in [*((name, cost) for name, cost, _ in rows), *sums.items()]
+    ]
+    text = _table(("layer", "params", "mults", "adds"), lines)
+    for bits in BITS:
+        params, total = counted.at(bits)
+        text += (
+            f"\n{bits:2d} bit: {params:,.0f} words, {total:,.0f} operations, "
+            f"micronet_score {counted.score(bits):.4f}"
+        )
+    return value, text
+
+
+def _profile(operations: list[Operation]) -> tuple[dict[str, Any], str]:
+    """Every operation with its shapes; multiplications and additions as MicroNet counts them."""
+    from spos.cost.micronet import count_micronet
+
+    counted = count_micronet(operations)
+    layers = [
+        {
+            "name": each.name,
+            "kind": each.kind,
+            "input_size": each.input_shape[1] if len(each.input_shape) == 3 else 1,
+            "kernel": each.kernel,
+            "in_channels": each.input_shape[0],
+            "out_channels": each.channels,
+            "groups": each.groups,
+            "params": cost.params,
+            "mults": cost.mults,
+            "adds": cost.adds,
+            "quantized": is_quantized,
+        }
+        for each, cost, is_quantized in counted.rows
+    ]
+    total = vars(counted.total)
+    header = ("name", "kind", "input", "kernel", "in", "out", "groups", "params", "mults", "adds")
+    rows = [tuple(_cell(entry) for entry in list(layer.values())[:-1]) for layer in layers]
+    rows.append(("total", *("",) * 6, *(_cell(entry) for entry in total.values())))
+    return {"profile": layers, "total": total}, _table(header, rows)
+
+
+def _cell(entry: Any) -> str:
+    if isinstance(entry, float):
+        return f"{entry:,.0f}"
+    return f"{entry:,d}" if isinstance(entry, int) else str(entry)
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Columns, the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    lines = []
+    for first, *others in (header, *rows):
+        cells = [f"{cell:>{width}s}" for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([f"{first:{widths[0]}s}", *cells]).rstrip())
+    return "\n".join(lines)
