@@ -123,7 +123,7 @@ PRESETS: dict[str, Preset] = {
         calibration_images=2_000,
     ),
     "digits": Preset(
-        supernet=Recipe(epochs=16, batch_size=32, lr=0.05, clip_norm=5.0, warmup_epochs=1.0),
+        supernet=Recipe(epochs=40, batch_size=16, lr=0.04, clip_norm=5.0, warmup_epochs=1.0),
         scratch=Recipe(epochs=16, batch_size=32, lr=0.05, schedule="cosine", warmup_epochs=1.0),
         augmentation="crop",
         image_size=16,
