@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from spos.architecture import Architecture, load_architecture
+from spos.architecture import Architecture
+from spos.convert.architectures import read_architecture
 from spos.cost.counting import build_cost_table
 from spos.errors import CheckpointError, run_main
 from spos.evaluation.accuracy import Accuracy, measure_accuracy
@@ -46,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--fixed-arc", type=Path, required=True, metavar="FILE",
-                        help="architecture to train")  # fmt: skip
+                        help="architecture to train: any system's file, or zoo:NAME")  # fmt: skip
     parser.add_argument("--space", help="search space of a file that does not name it, "
                         "or module:Class of your own")  # fmt: skip
     parser.add_argument("--space-options", metavar="JSON", help="options of the space to change")
@@ -62,11 +63,12 @@ def main() -> None:
     device = select_device(args.device)
     if args.space:
         load_space_class(args.space, allow_import=True)
-    spec = space_spec(args.space, options={}) if args.space else None
-    arch = load_architecture(args.fixed_arc, spec)
+    options = parse_options(args.space_options)
+    spec = space_spec(args.space, options=options) if args.space else None
+    arch = read_architecture(args.fixed_arc, spec)
     with process_group(device):
         inputs = open_inputs(args, device, arch_options=arch.options)
-        train(args, fit_architecture(arch, inputs, parse_options(args.space_options)), inputs)
+        train(args, fit_architecture(arch, inputs, options), inputs)
 
 
 def fit_architecture(arch: Architecture, inputs: Inputs, options: dict) -> Architecture:

@@ -72,11 +72,11 @@ def write_search_space(args: argparse.Namespace, path: Path) -> None:
 
 def evaluate_files(args: argparse.Namespace) -> None:
     """Evaluate the architectures in files and print their results."""
-    from spos.architecture import load_architecture
+    from spos.convert.architectures import read_architecture
     from spos.evaluation.build import open_supernet_run
 
     run = open_supernet_run(args.run_dir)
-    archs = [load_architecture(path, run.spec) for path in args.arch]
+    archs = [read_architecture(path, run.spec) for path in args.arch]
     evaluator = build_evaluator(args, run)
     for path, arch in zip(args.arch, archs, strict=True):
         result = evaluate(evaluator, run, arch.choices)

@@ -21,6 +21,8 @@ import torch
 import yaml
 
 from spos.architecture import Architecture, SearchSpec, load_architecture
+from spos.convert.architectures import read_architecture
+from spos.convert.weights import read_weights
 from spos.cost.table import CostTable
 from spos.data.decode import BadImage, load_rgb
 from spos.data.split import load_split
@@ -164,6 +166,7 @@ READERS = {
     "foreign architecture": Reader(
         "arch.json", lambda path: load_architecture(path, SPEC), ArchitectureError
     ),
+    "architecture of any system": Reader("arch.yaml", read_architecture, ArchitectureError),
     "cost table": Reader("cost.json", CostTable.load, ConstraintError),
     "journal": Reader(
         "log.jsonl", lambda path: read_journal(path, error=SearchError), SearchError,
@@ -178,6 +181,8 @@ READERS = {
     "image": Reader("image.jpg", read_image, DataError),
     "checkpoint": Reader("step_00000001.pt", read_marked_checkpoint, CheckpointError),
     "weights of others": Reader("weights.pth.tar", load_tensors, CheckpointError),
+    "weights of any system": Reader("best.pth.tar", read_weights, CheckpointError),
+    "weights of MXNet": Reader("best.params", read_weights, CheckpointError),
     "subnet": Reader("best.safetensors", load_subnet, CheckpointError),
     "subnet's weights": Reader(
         "weights.pth", lambda path: load_subnet(ARCH, path), CheckpointError
@@ -200,7 +205,9 @@ def test_attack_is_refused_by_name(tmp_path, name, attack):
     assert not marker.exists()
 
 
-@pytest.mark.parametrize("name", ["checkpoint", "weights of others", "subnet's weights"])
+@pytest.mark.parametrize(
+    "name", ["checkpoint", "weights of others", "weights of any system", "subnet's weights"]
+)
 def test_refused_weights_say_what_they_wanted_to_run(tmp_path, name):
     path = tmp_path / READERS[name].file_name
     path.write_bytes(torch_zip(tmp_path / "marker"))

@@ -6,6 +6,8 @@ Imports `spos.convert` and `spos.errors`; torch only with a file of weights or a
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +105,8 @@ def _convert_weights(args: argparse.Namespace, options: dict[str, Any]) -> None:
     found = read_weights(args.input, space=args.space, options=options, arch=arch)
     kind = _describe(found.arch) if found.arch else f"a supernet of {found.space}"
     if format in WEIGHT_FORMATS:
-        write_weights(args.output, found, format, preprocessing=args.preprocessing)
+        with _writing(args.output):
+            write_weights(args.output, found, format, preprocessing=args.preprocessing)
     elif found.arch is None or format not in ARCHITECTURE_FORMATS:
         raise ConfigError(
             f"{args.output}: {kind} can be written as {', '.join(WEIGHT_FORMATS)}, not as "
@@ -122,8 +125,14 @@ def _write_architecture(path: Path, arch: Architecture, format: str) -> None:
             f"--to {format}: an architecture can be written as {', '.join(ARCHITECTURE_FORMATS)}"
         )
     text = write_architecture(arch, format)
-    try:
+    with _writing(path):
         write_text(path, text)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as problem:
         raise ConfigError(f"{path}: cannot be written ({problem.strerror})") from None
 

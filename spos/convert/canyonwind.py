@@ -21,6 +21,9 @@ from spos.convert.zoo import CHANNEL_SCALES
 from spos.errors import CheckpointError
 
 NAME = "CanyonWind"
+# Narrower paths of its supernet are masked before BatchNorm, which brings the masked channels back:
+# ours, which are sliced, compute another function of the same weights (and would need training).
+SUPERNET_SCALES = (2.0,)
 OPTIONS = {"layout": "canyonwind", "channel_scales": list(CHANNEL_SCALES)}
 
 _FIRST_BLOCK = 3  # features: stem, BatchNorm, activation, then the blocks

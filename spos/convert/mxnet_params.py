@@ -28,6 +28,7 @@ _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _DENSE = 0
 _SMALLEST_ARRAY = 8  # bytes that even an empty array takes
 _MAX_DIMENSIONS = 32
+_MAX_ENTRIES = 2**48  # what torch can count, in shapes that hold nothing as well
 _MAX_NAME = 4096
 _TYPES = {
     0: torch.float32,
@@ -133,10 +134,10 @@ def _read_array(source: _Source) -> torch.Tensor | None:
     kind = source.number("i")
     if kind not in _TYPES:
         raise source.error(f"an array of the unknown element type {kind}")
-    if any(size < 0 for size in shape):
+    if min(shape, default=0) < 0 or math.prod(size or 1 for size in shape) > _MAX_ENTRIES:
         raise source.error(f"an array of the shape {shape}")
     dtype = _TYPES[kind]
     data = source.take(math.prod(shape) * dtype.itemsize)
     if not data:
-        return torch.empty(shape if math.prod(shape) == 0 else [0], dtype=dtype)
+        return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(data, dtype=dtype).reshape(shape)

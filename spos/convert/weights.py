@@ -30,7 +30,7 @@ from spos.convert.mxnet_params import LIST_START, load_mxnet
 from spos.convert.state_dicts import Tensors, find_system, rename_all, settle_places
 from spos.convert.zoo import BLOCKS
 from spos.errors import ArchitectureError, CheckpointError, ConfigError
-from spos.files import open_atomic
+from spos.files import open_atomic, parse_json
 from spos.spaces import build_space, build_subnet
 from spos.subnet import read_subnet_file, save_subnet
 from spos.supernet import Supernet
@@ -135,12 +135,18 @@ class _Found:
 def _read(path: Path) -> _Found:
     if path.suffix == ".safetensors":
         metadata, tensors = read_subnet_file(path)
+        if metadata.get("format") == SUPERNET_FORMAT:
+            options = parse_json(
+                metadata.get("options", ""), source=f"{path}, its options", error=CheckpointError
+            )
+            config = {"space": metadata.get("space"), "options": options}
+            return _Found("spos", _checked(tensors, path), config=config)
         if "architecture" not in metadata:
             return _rename(_checked(tensors, path), path)
         arch = parse_architecture(metadata["architecture"], source=f"{path}, its architecture")
         config = {"space": arch.space, "options": arch.options, "choices": arch.choices}
         return _Found("spos", _checked(tensors, path), config=config)
-    if begins_as_mxnet(path):
+    if path.suffix == ".params" or begins_as_mxnet(path):
         tensors = canyonwind.rename_canyonwind(load_mxnet(path), source=str(path))
         return _Found(canyonwind.NAME, _checked(tensors, path), options=canyonwind.OPTIONS)
     state = load_tensors(path)
@@ -217,6 +223,8 @@ def _identify(
         base = dict(found.options)
         if "channel_scales" in wanted:
             base["channel_scales"] = wanted["channel_scales"]
+        elif found.system == canyonwind.NAME and candidates:
+            base["channel_scales"] = list(canyonwind.SUPERNET_SCALES)
         space, options, choices = shuffle_network(tensors, base, source=source)
         return space, options, choices, tensors
     options = mobile_options(tensors, found.options, source=source)

@@ -23,6 +23,7 @@ class Weights(dict):
         super().__init__()
         self.generator = torch.Generator().manual_seed(seed)
         self.affine, self.bn = affine, bn
+        self.is_whole = False  # then candidates that do not count need not be run for their weights
 
     def take(self, name: str, *shape: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
         if name not in self:
@@ -116,11 +117,12 @@ def megvii_places(prefix: str, block: int, branch: str = "main") -> Names:
     return lambda number: (f"{prefix}.{places[number]}.", f"{prefix}.{places[number] + 1}.")
 
 
-def every_candidate(supernet: bool, block: int) -> list[tuple[int, str]]:
+def every_candidate(w: Weights, supernet: bool, block: int) -> list[tuple[int, str]]:
     """Candidates and the part of a name that says so; the active one, which counts, comes last."""
     if not supernet:
         return [(block, "")]
-    return [(each, f".{each}") for each in (0, 1, 2, 3) if each != block] + [(block, f".{block}")]
+    others = [] if w.is_whole else [each for each in (0, 1, 2, 3) if each != block]
+    return [(each, f".{each}") for each in (*others, block)]
 
 
 def megvii(
@@ -132,7 +134,7 @@ def megvii(
     x = F.relu(w.norm("first_conv.1.", w.conv("first_conv.0.", x, 16, 3, stride=2)))
     for layer, _, _, width, stride in layers():
         before = x
-        for block, middle in every_candidate(supernet, blocks[layer]):
+        for block, middle in every_candidate(w, supernet, blocks[layer]):
             middle = f".{names[block]}" if middle else ""
             prefix = f"features.{layer}{middle}"
             main = megvii_places(f"{prefix}.branch_main", block)
@@ -155,7 +157,7 @@ def shunlu(w: Weights, x: Tensor, blocks: Sequence[int], *, supernet: bool = Fal
     x = F.relu6(w.norm("stem.1.", w.conv("stem.0.", x, 16, 3, stride=2)))
     for layer, _, _, width, stride in layers():
         before = x
-        for block, middle in every_candidate(supernet, blocks[layer]):
+        for block, middle in every_candidate(w, supernet, blocks[layer]):
             prefix = f"choice_block.{layer}{middle}"
             main = megvii_places(f"{prefix}.cb_main", block)
             proj = megvii_places(f"{prefix}.cb_proj", block, "proj")
@@ -174,7 +176,7 @@ def lliai(w: Weights, x: Tensor, blocks: Sequence[int], *, supernet: bool = Fals
     x = F.relu(w.norm("conv1.bn.", w.conv("conv1.conv.", x, 16, 3, stride=2)))
     for layer, _, _, width, stride in layers():
         before = x
-        for block, middle in every_candidate(supernet, blocks[layer]):
+        for block, middle in every_candidate(w, supernet, blocks[layer]):
             prefix = f"choice_blocks.{layer}{middle}"
             main = units(f"{prefix}.branch1")
             proj = units(f"{prefix}.branch2")
@@ -209,7 +211,7 @@ def razor(w: Weights, x: Tensor, blocks: Sequence[int], *, supernet: bool = Fals
     x = F.relu(w.norm("backbone.conv1.bn.", w.conv("backbone.conv1.conv.", x, 16, 3, stride=2)))
     for layer, stage, place, width, stride in layers():
         before, half = x, width // 2
-        for block, _ in every_candidate(supernet, blocks[layer]):
+        for block, _ in every_candidate(w, supernet, blocks[layer]):
             prefix = f"backbone.layers.{stage}.{place}._candidates.{RAZOR_NAMES[block]}"
             name = f"{prefix}.branch2"
             main = separable(name) if block == 3 else units(name)
@@ -329,7 +331,7 @@ def canyonwind(
     x = outer(w.norm(layer_name("features.1", "batchnorm0"), x))
     for layer, stage, _, width, stride in layers(widths):
         before, act = x, hswish if se and stage else F.relu
-        for block, middle in every_candidate(supernet, blocks[layer]):
+        for block, middle in every_candidate(w, supernet, blocks[layer]):
             middle = f".block_s{'nnnx'[block]}_{'3573'[block]}x{'3573'[block]}" if middle else ""
             tree, graph_block = f"features.{layer + 3}{middle}", f"shufflenetblock{layer}"
             # In the tree layers are numbered with activations, and in the supernet with selectors.
