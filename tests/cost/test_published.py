@@ -84,13 +84,29 @@ LOGGED = [
     ),
 ]
 
-# lliai's: choices; multiply-adds, thop's figure, live parameters, parameters of the canonical one
+# lliai's: choices; multiply-adds, thop's figure, parameters with the dead ones, dead parameters,
+# and parameters of the canonical network
 LLIAI = [
-    ("2 2 3 0 2 0 2 1 2 2 2 1 3 1 1 3 2 0 1 1", 338_366_656, 339_440_864, 3_274_568, 3_298_112),
-    ("2 2 3 0 2 0 1 1 2 2 2 1 3 3 1 0 2 0 1 1", 336_359_616, 337_433_824, 3_270_088, 3_293_632),
-    ("2 2 3 0 2 0 1 1 2 2 2 1 3 1 1 3 2 0 1 1", 336_861_376, 337_935_584, 3_272_648, 3_296_192),
-    ("2 2 3 0 1 0 1 2 2 2 2 1 3 1 1 0 2 0 1 1", 330_075_072, 331_149_280, 3_242_632, 3_265_216),
-    ("2 2 3 0 2 0 1 1 2 2 2 1 3 1 1 0 2 0 1 1", 331_279_296, 332_353_504, 3_244_168, 3_266_752),
+    (
+        "2 2 3 0 2 0 2 1 2 2 2 1 3 1 1 3 2 0 1 1",
+        (338_366_656, 339_440_864, 3_841_464, 566_896, 3_298_112),
+    ),
+    (
+        "2 2 3 0 2 0 1 1 2 2 2 1 3 3 1 0 2 0 1 1",
+        (336_359_616, 337_433_824, 3_832_504, 562_416, 3_293_632),
+    ),
+    (
+        "2 2 3 0 2 0 1 1 2 2 2 1 3 1 1 3 2 0 1 1",
+        (336_861_376, 337_935_584, 3_837_624, 564_976, 3_296_192),
+    ),
+    (
+        "2 2 3 0 1 0 1 2 2 2 2 1 3 1 1 0 2 0 1 1",
+        (330_075_072, 331_149_280, 3_809_528, 566_896, 3_265_216),
+    ),
+    (
+        "2 2 3 0 2 0 1 1 2 2 2 1 3 1 1 0 2 0 1 1",
+        (331_279_296, 332_353_504, 3_809_144, 564_976, 3_266_752),
+    ),
 ]
 
 SUPERNETS = [
@@ -102,6 +118,18 @@ SUPERNETS = [
     ("shufflenetv2", PLUS, True, 17_180_248),
     ("shufflenetv2", {**PLUS, "head": "plus"}, True, 18_100_248),
 ]
+
+
+def dead_parameters(blocks: str, *, affine: bool = False) -> int:
+    """Of the projections that lliai and NNI 2.5 give to blocks without stride, and never run."""
+    halves = [32] * 4 + [80] * 4 + [160] * 8 + [320] * 4
+    firsts = (0, 4, 8, 16)
+    total = 0
+    for layer, (block, c) in enumerate(zip(blocks.split(), halves, strict=True)):
+        if layer not in firsts:
+            kernel = {"0": 3, "1": 5, "2": 7, "3": 3}[block]
+            total += kernel * kernel * c + c * c + (4 * c if affine else 0)
+    return total
 
 
 @pytest.mark.parametrize("name", CANYONWIND)
@@ -157,11 +185,13 @@ def test_networks_for_224_count_less_on_images_of_64():
 
 @pytest.mark.parametrize("row", LLIAI, ids=range(len(LLIAI)))
 def test_lliais_networks(row):
-    blocks, macs, thop, live, canonical = row
+    blocks, (macs, thop, params, dead, canonical) = row
     arch = shuffle_architecture(blocks, layout="lliai", classifier_bias=True)
     operations = operations_of(arch, affine=False)
     counted = count(operations, "thop2019")
-    assert (count(operations).flops, counted.flops, counted.params) == (macs, thop, live)
+    assert (count(operations).flops, counted.flops) == (macs, thop)
+    assert dead_parameters(blocks) == dead
+    assert counted.params + dead == params
     operations = operations_of(shuffle_architecture(blocks))
     assert (count(operations).flops, count(operations).params) == (macs, canonical)
 
@@ -210,6 +240,16 @@ def test_megviis_shufflenetv2plus(widths, macs, params):
     arch = shuffle_architecture(ONESHOT, space="shufflenetv2plus", stage_widths=list(widths))
     counted = count(operations_of(arch))
     assert (counted.flops, counted.params) == (macs, params)
+
+
+def test_parameters_of_nni_2_hold_dead_projections():
+    dead = [sum(dead_parameters(f"{n} " * 20, affine=a) for n in range(4)) for a in (False, True)]
+    assert dead[0] == 2_256_960
+    assert 8_388_176 + dead[0] == 10_645_136
+    assert 8_489_648 + dead[1] == 10_785_264
+    assert 8_389_176 + dead[0] == 10_646_136  # lliai's supernet
+    released = count(operations_of(shuffle_architecture(RELEASED)))
+    assert released.params + dead_parameters(RELEASED, affine=True) == 4_121_968
 
 
 @pytest.mark.parametrize(("space", "options", "affine", "params"), SUPERNETS)
