@@ -30,7 +30,7 @@ KINDS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
     ("hswish", (nn.Hardswish,)),
     ("hsigmoid", (nn.Hardsigmoid,)),
     ("adaptive pool", (nn.AdaptiveAvgPool2d,)),
-    ("pool", (nn.AvgPool2d, nn.MaxPool2d)),
+    ("pool", (nn.AvgPool2d,)),
     ("shuffle", (TwoBranchBlock,)),
 )
 
@@ -44,7 +44,7 @@ class Operation:
         kind: one of `KINDS`, or ``other`` for a layer with parameters that is none of them.
         input_shape: of one image's features: (C, H, W), or (C,).
         output_shape: the same, of its result.
-        kernel: side of a convolution's kernel, or of the window that a pooling averages; else 1.
+        kernel: side of a convolution's kernel, or of the window that is averaged; else 1.
         groups: of a convolution; else 1.
         tensors: entries of its parameters that no operation before it has brought, by name.
         weights: entries of its weight, 0 without one.
@@ -95,8 +95,9 @@ class Operation:
 def list_operations(network: nn.Module, image_size: int) -> list[Operation]:
     """The operations that a network applies to an image, in the order in which they run.
 
-    Layers without parameters that are no module, such as additions, are not listed. A block that
-    shuffles or splits its channels comes as an operation of its own, before its layers.
+    Modules without parameters that are none of `KINDS` are not listed, nor is anything that is no
+    module, such as an addition. A block that shuffles or splits its channels comes as an operation
+    of its own, before its layers.
 
     Args:
         network: a network of images (N, 3, image_size, image_size), of a supernet its active path;
@@ -113,14 +114,15 @@ def list_operations(network: nn.Module, image_size: int) -> list[Operation]:
     seen: set[int] = set()
     with ExitStack() as hooks, torch.no_grad():
         for module in active:
-            if kind := _kind(module):
-                append = _recorder(operations, names[id(module)], kind, seen)
-                hook = module.register_forward_hook
-                if kind == "shuffle":
-                    before = module.register_forward_pre_hook
-                    hooks.callback(before(_without_output(append)).remove)
-                else:
-                    hooks.callback(hook(append).remove)
+            kind = _kind(module)
+            if kind is None:
+                continue
+            record = _recorder(operations, names[id(module)], kind, seen)
+            if kind == "shuffle":
+                handle = module.register_forward_pre_hook(_before(record))
+            else:
+                handle = module.register_forward_hook(record)
+            hooks.callback(handle.remove)
         run_on_meta(network, image_size)
     return operations
 
@@ -174,7 +176,8 @@ def _recorder(
     return record
 
 
-def _without_output(record: Callable[[nn.Module, Any, Any], None]) -> Callable[..., None]:
+def _before(record: Callable[[nn.Module, Any, Any], None]) -> Callable[..., None]:
+    """Records what comes in, for a shuffle leaves its shape."""
     return lambda module, inputs: record(module, inputs, inputs[0])
 
 

@@ -166,3 +166,23 @@ def test_optimizer_state_is_saved_at_full_size():
     state = other.state[weight]["momentum_buffer"]
     assert state.shape == weight.shape == (51, 16, 1, 1)
     assert state[:12].any() and not state[12:].any()
+
+
+def test_loss_scaling_unscales_the_slices():
+    """The scaler divides the gradients in place, inside of the context, as it does outside."""
+    networks = supernet(), supernet()
+    choices = draw(networks[0], random.Random(5))
+    for network, is_scaled in zip(networks, (False, True), strict=True):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, enabled=is_scaled)
+        optimizer = sgd(network)
+        network.float().activate(choices)
+        for step in range(2):
+            torch.manual_seed(step)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(network(torch.randn(4, 3, 16, 16)).square().mean()).backward()
+            with only_active_slices(network, optimizer):
+                scaler.step(optimizer)
+            scaler.update()
+    state = networks[0].state_dict()
+    for name, tensor in networks[1].state_dict().items():
+        torch.testing.assert_close(tensor, state[name], rtol=1e-4, atol=1e-6)
