@@ -115,7 +115,7 @@ def read_choices(space: ModelSpace) -> dict[str, dict[Candidate, Any]]:
                 f"{type(space).__name__}: candidates of {label!r} have the same name: "
                 f"{list(mutable.values)}"
             )
-        choices[label] = table
+        choices[str(label)] = table  # a plain str: NNI's own would end up in checkpoints
     return choices
 
 

@@ -24,6 +24,7 @@ from spos.files import digest, open_atomic, read_json, write_json
 
 FORMAT_VERSION = 1
 KEEP = 3
+_PLAIN = (str, int, float, bool, type(None))
 _MARK = re.compile(r"step_(\d{8,})\.json")
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: if the files cannot be written.
     """
+    assert _is_plain(dict(state)), "this could be saved but not loaded"
     folder = Path(folder)
     path = folder / f"step_{step:08d}.pt"
     try:
@@ -180,6 +182,14 @@ def load_weights_into(
         raise CheckpointError(
             f"{source}: its weights do not fit this network: {detail or problem}"
         ) from None
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(type(key) in _PLAIN and _is_plain(item) for key, item in value.items())
+    if type(value) in (list, tuple):
+        return all(_is_plain(item) for item in value)
+    return isinstance(value, torch.Tensor) or type(value) in _PLAIN
 
 
 def _delete_old(folder: Path, keep: int) -> None:
