@@ -5,6 +5,7 @@ A script needs three seconds to import them, and the tests start scripts many do
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -13,13 +14,14 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PATIENCE = 240.0  # seconds; the machine may be busy with other things
+PATIENCE = 120.0  # seconds; the machine may be busy with other things
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
@@ -128,7 +130,17 @@ def _run_script(
     os.chdir(folder)
     sys.argv = [name, *words]
     sys.path.insert(0, str(ROOT))
-    runpy.run_path(str(ROOT / name), run_name="__main__")
+    status = 0
+    try:
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    atexit._run_exitfuncs()  # as at the end of a process that was not forked
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def _run_rank(

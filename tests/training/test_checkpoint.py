@@ -62,6 +62,16 @@ def test_state_comes_back_as_it_was(tmp_path):
     assert loaded == state
 
 
+def test_what_could_not_be_loaded_is_not_saved(tmp_path):
+    class Label(str):
+        pass
+
+    for odd in (Label("layer_1"), {Label("layer_1"): "k3"}, [Path("x")], {1, 2}):
+        with pytest.raises(AssertionError):
+            save_checkpoint(tmp_path, 1, {**make_state(1), "odd": odd})
+    assert not list(tmp_path.iterdir())
+
+
 def test_folder_without_checkpoints_has_no_latest(tmp_path):
     assert latest_checkpoint(tmp_path) is None
     assert latest_checkpoint(tmp_path / "missing") is None

@@ -1,0 +1,138 @@
+"""scratch.py: the weights that it writes are the network that it measured."""
+
+import json
+import random
+import signal
+import time
+
+import pytest
+import torch
+from forked import Script, run_script, wait_until
+from run_contents import assert_identical, read_run
+from tiny_space import TINY
+
+import spos
+from spos.architecture import Architecture, parse_architecture
+from spos.cost.counting import count_macs, count_params
+from spos.data.folder import scan_folder
+from spos.data.loader import build_loader
+from spos.evaluation.accuracy import measure_accuracy
+from spos.evaluation.evaluator import ImageBatches
+from spos.files import read_json
+
+LONG = ("--epochs", 24, "--val-every", 6)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(trained):
+    finished = trained.scratch(*LONG, run="long_scratch")
+    assert finished.status == 0, finished.stderr
+    return trained.folder / "long_scratch"
+
+
+def test_written_weights_score_what_was_reported(trained, tiny_spaces, one_thread):
+    network = spos.load_subnet(trained.folder / "scratch" / "best.safetensors")
+    assert network.classes == ("class_0", "class_1", "class_2")
+    loader = build_loader(
+        scan_folder(trained.folder / "data" / "val"), image_size=8, augmentation="none",
+        batch_size=256, shuffle=False,
+    )  # fmt: skip
+    batches = ImageBatches(loader, preprocessing=network.preprocessing, device=torch.device("cpu"))
+    found = measure_accuracy(network, batches, torch.device("cpu"))
+    tested = read_run(trained.folder / "scratch").measured()[-1]
+    assert tested["step"] == 24
+    assert (tested["test/top1"], tested["test/top5"]) == (found.top1, found.top5)
+    assert tested["test/loss"] == pytest.approx(found.loss, rel=1e-5)
+    assert found.num_images == 15
+
+
+def test_written_metadata_describe_the_network(trained, tiny_spaces):
+    from safetensors import safe_open
+
+    path = trained.folder / "scratch" / "best.safetensors"
+    with safe_open(path, framework="pt") as file:
+        arch = parse_architecture(file.metadata()["architecture"])
+    assert dict(arch.choices) == {"layer_1": "k3", "layer_2": "k5", "layer_3": "k1"}
+    assert dict(arch.options) == {"image_size": 8, "num_classes": 3}
+    network = spos.load_subnet(path)
+    assert arch.metrics["macs"] == count_macs(network, 8)
+    assert arch.metrics["params"] == count_params(network)
+    tested = read_run(trained.folder / "scratch").measured()[-1]
+    assert arch.metrics["top1"] == tested["test/top1"]
+
+
+def test_run_says_what_it_was(trained):
+    settings = read_json(trained.folder / "scratch" / "args.json")
+    assert settings["stage"] == "scratch"
+    config = settings["config"]
+    assert config["choices"] == {"layer_1": "k3", "layer_2": "k5", "layer_3": "k1"}
+    assert (config["space"], config["num_train"], config["num_test"]) == (TINY, 48, 15)
+    assert read_run(trained.folder / "scratch").steps() == [
+        (8, "train"), (8, "val"), (16, "train"), (16, "val"), (24, "train"), (24, "val"),
+        (24, "test"),
+    ]  # fmt: skip
+
+
+def test_architecture_is_fitted_to_the_data(workspace):
+    choices = {"layer_1": "k1", "layer_2": "k1", "layer_3": "k1"}
+    foreign = Architecture(TINY, {"image_size": 32, "num_classes": 9}, choices, {"top1": 0.9})
+    (workspace.folder / "foreign.json").write_text(foreign.to_json())
+    finished = workspace.scratch("--fixed-arc", "foreign.json", "--image-size", 8, "--epochs", 1,
+                                 run="fitted")  # fmt: skip
+    assert finished.status == 0, finished.stderr
+    assert "other options than it came with: {'image_size': 8, 'num_classes': 3}" in finished.stderr
+    config = read_json(workspace.folder / "fitted" / "args.json")["config"]
+    assert config["options"] == {"image_size": 8, "num_classes": 3}
+
+
+def test_sample_of_nni_is_an_architecture_too(workspace):
+    (workspace.folder / "nni.json").write_text(
+        json.dumps({"layer_3": "k1", "layer_1": "k3", "layer_2": "k5"})
+    )
+    # --image-size, since such a file has no options that would say it
+    finished = workspace.scratch("--fixed-arc", "nni.json", "--image-size", 8)
+    assert finished.status == 0, finished.stderr
+    assert "continuing scratch after step 24 of 24" in finished.stderr
+
+
+def test_repeated_command_writes_the_same_weights(workspace, tiny_spaces):
+    run = workspace.folder / "scratch"
+    kept = ("args.json", "metrics.jsonl", "checkpoints/step_00000024.pt")
+    before = {name: (run / name).read_bytes() for name in kept}
+    weights = spos.load_subnet(run / "best.safetensors").state_dict()
+    (run / "best.safetensors").unlink()
+    finished = workspace.scratch()
+    assert finished.status == 0, finished.stderr
+    assert {name: (run / name).read_bytes() for name in kept} == before
+    again = spos.load_subnet(run / "best.safetensors").state_dict()
+    assert_identical(dict(again), dict(weights))
+
+
+@pytest.mark.slow
+def test_killed_run_continues_to_the_same_weights(trained, uninterrupted, tiny_spaces):
+    run = trained.folder / "killed_scratch"
+    words = trained.scratch_words("killed_scratch", *LONG)
+    rng = random.Random(1)
+    for _ in range(3):
+        before = len(list((run / "checkpoints").glob("*"))), sorted(run.glob("checkpoints/*.json"))
+        script = Script("scratch.py", *words, folder=trained.folder)
+        wait_until(
+            lambda: sorted(run.glob("checkpoints/*.json")) > before[1],  # noqa: B023
+            running=script.process,
+        )
+        time.sleep(rng.uniform(0, 0.1))
+        script.send(signal.SIGKILL)
+        assert script.wait().status == -signal.SIGKILL
+    assert not (run / "best.safetensors").exists()
+    finished = run_script("scratch.py", *words, folder=trained.folder)
+    assert finished.status == 0, finished.stderr
+    assert_identical(read_run(run).state, read_run(uninterrupted).state)
+    assert read_run(run).steps() == read_run(uninterrupted).steps()
+    assert read_run(run).measured() == read_run(uninterrupted).measured()
+    one, other = (spos.load_subnet(each / "best.safetensors") for each in (run, uninterrupted))
+    assert_identical(dict(one.state_dict()), dict(other.state_dict()))
+
+
+@pytest.mark.slow
+def test_network_learns_to_tell_the_colours(uninterrupted):
+    assert read_run(uninterrupted).measured()[-1]["test/top1"] > 0.6

@@ -1,0 +1,127 @@
+"""tester.py: the search space for NNI, and scores that are the same whoever asks."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from forked import ROOT, run_script
+
+from spos.architecture import Architecture, save_architecture
+from spos.cost.table import CostTable
+from spos.evaluation.build import open_supernet_run
+from spos.files import read_json
+
+OTHERS = (("k1", "k1", "k1"), ("k5", "k3", "k5"), ("k3", "k5", "k1"))
+
+
+def write_archs(folder) -> list[str]:
+    """Architecture files in our format and, the second, as a sample of NNI 3."""
+    spec = open_supernet_run(folder / "supernet").spec
+    names = []
+    for number, sizes in enumerate(OTHERS):
+        choices = dict(zip(spec.choices, sizes, strict=True))
+        names.append(f"other_{number}.json")
+        if number == 1:
+            (folder / names[-1]).write_text(json.dumps(choices))
+        else:
+            save_architecture(folder / names[-1], Architecture(spec.space, spec.options, choices))
+    return names
+
+
+def results(finished) -> list[dict]:
+    assert finished.status == 0, finished.stderr
+    return [json.loads(line) for line in finished.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def scores(trained):
+    """Results of three architectures, evaluated by one process in this order."""
+    names = write_archs(trained.folder)
+    return dict(zip(names, results(trained.tester("--json", "--arch", *names)), strict=True))
+
+
+# --- the search space for NNI --------------------------------------------------------------------
+
+
+def test_search_space_is_written_as_nni_wants_it(trained, tmp_path):
+    target = tmp_path / "nni_auto_gen_search_space.json"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tester.py"), "--run-dir", "supernet"],
+        cwd=trained.folder,
+        env={**os.environ, "NNI_GEN_SEARCH_SPACE": str(target)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    layer = {"_type": "choice", "_value": ["k1", "k3", "k5"]}
+    assert read_json(target) == {f"layer_{number}": layer for number in (1, 2, 3)}
+    assert (tmp_path / "cost.json").read_bytes() == (
+        trained.folder / "supernet" / "cost.json"
+    ).read_bytes()
+    assert "27 architectures" in done.stderr and done.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cost.json", target.name]
+
+
+def test_search_space_needs_neither_the_images_nor_the_space(workspace, tmp_path):
+    shutil.rmtree(workspace.folder / "data")
+    target = tmp_path / "space.json"
+    words = ("--run-dir", "supernet")
+    environment = {"NNI_GEN_SEARCH_SPACE": str(target)}
+    finished = run_script("tester.py", *words, folder=workspace.folder, env=environment)
+    assert finished.status == 0, finished.stderr
+    assert len(read_json(target)) == 3
+
+
+# --- scores ------------------------------------------------------------------------------------
+
+
+def test_result_holds_accuracy_cost_and_architecture(trained, scores):
+    table = CostTable.load(trained.folder / "supernet" / "cost.json")
+    for (_, result), sizes in zip(scores.items(), OTHERS, strict=True):
+        assert list(result["arch"].values()) == list(sizes)
+        assert result["macs"] == table.cost(result["arch"], "macs")
+        assert result["params"] == table.cost(result["arch"], "params")
+        assert 0 <= result["top1"] <= result["top5"] == 1
+        assert result["loss"] > 0
+    assert len({result["loss"] for result in scores.values()}) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_second_evaluation_is_the_same_to_the_bit(trained, scores, workers):
+    for name, result in list(scores.items())[1:]:
+        again = trained.tester("--json", "--arch", name, "--workers", workers)
+        assert results(again) == [result]
+
+
+def test_order_of_the_candidates_does_not_matter(trained, scores):
+    names = list(scores)[::-1]
+    again = results(trained.tester("--json", "--arch", *names, names[0]))
+    assert again == [scores[name] for name in (*names, names[0])]
+
+
+def test_figures_are_printed_for_people(trained, scores):
+    name = next(iter(scores))
+    finished = trained.tester("--arch", name)
+    assert finished.status == 0, finished.stderr
+    lines = finished.stdout.splitlines()
+    assert lines[0] == name
+    assert f"top1     {scores[name]['top1']:.4f}" in lines[1]
+    assert f"macs     {scores[name]['macs']:,}" in finished.stdout
+
+
+def test_evaluation_leaves_the_run_as_it_was(workspace):
+    run = workspace.folder / "supernet"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert workspace.tester("--arch", "arch.json").status == 0
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_images_may_have_moved(workspace, scores):
+    os.rename(workspace.folder / "data", workspace.folder / "moved")
+    name = next(iter(scores))
+    shutil.copy(workspace.folder / "other_0.json", workspace.folder / "copy.json")
+    again = workspace.tester("--json", "--data-dir", "moved", "--arch", "copy.json")
+    assert results(again) == [scores[name]]
