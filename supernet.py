@@ -27,8 +27,10 @@ from spos.training.flags import (
     add_data_flags,
     add_recipe_flags,
     add_run_flags,
+    not_negative,
     parse_options,
     parse_range,
+    positive,
 )
 from spos.training.inputs import Inputs, fit_recipe, open_inputs, open_split
 from spos.training.loop import Training
@@ -48,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_data_flags(parser)
     parser.add_argument(
-        "--held-out-per-class", type=int, metavar="N",
+        "--held-out-per-class", type=positive, metavar="N",
         help="training images kept for the search, if the data has no split.json",
     )  # fmt: skip
     group = parser.add_argument_group("search space and paths")
@@ -68,9 +70,10 @@ def parse_arguments() -> argparse.Namespace:
     add_recipe_flags(parser)
     add_run_flags(parser, run_dir="runs/supernet")
     group = parser.add_argument_group("validation of sampled paths")
-    group.add_argument("--val-paths", type=int, default=4, help="how many (default: %(default)s)")
+    group.add_argument("--val-paths", type=not_negative, default=4,
+                       help="how many (default: %(default)s)")  # fmt: skip
     group.add_argument(
-        "--calibration-images", type=int, metavar="N",
+        "--calibration-images", type=positive, metavar="N",
         help="for BatchNorm, also in the search (default: 25,600 on ImageNet)",
     )  # fmt: skip
     return parser.parse_args()

@@ -28,6 +28,23 @@ RECIPE_FLAGS = (
 )
 
 
+def positive(text: str) -> int:
+    """A flag's value of 1 or more; argparse names the flag if it is something else."""
+    return _at_least(1, text)
+
+
+def not_negative(text: str) -> int:
+    """A flag's value of 0 or more; argparse names the flag if it is something else."""
+    return _at_least(0, text)
+
+
+def _at_least(low: int, text: str) -> int:
+    number = int(text)
+    if number < low:
+        raise argparse.ArgumentTypeError(f"expected {low} or more, found {number}")
+    return number
+
+
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Flags on images and how they are prepared."""
     group = parser.add_argument_group("data")
@@ -41,7 +58,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--image-size",
-        type=int,
+        type=positive,
         help="side of the network's input in pixels (default: 224, or "
         "the images' own size if they are small)",
     )
@@ -58,7 +75,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         help="auto: DALI on a GPU if it is installed, torchvision otherwise",
     )  # fmt: skip
     group.add_argument(
-        "--workers", type=int, default=2, help="of the loader (default: %(default)s)"
+        "--workers", type=not_negative, default=2, help="of the loader (default: %(default)s)"
     )
 
 
@@ -96,9 +113,9 @@ def add_run_flags(parser: argparse.ArgumentParser, *, run_dir: str) -> None:
         help="settings, log, checkpoints; repeat a command to continue it (default: %(default)s)",
     )  # fmt: skip
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    group.add_argument("--save-every", type=int, default=1, metavar="EPOCHS",
+    group.add_argument("--save-every", type=positive, default=1, metavar="EPOCHS",
                        help="between checkpoints (default: %(default)s)")  # fmt: skip
-    group.add_argument("--val-every", type=int, metavar="EPOCHS",
+    group.add_argument("--val-every", type=positive, metavar="EPOCHS",
                        help="between validations (default: a tenth of the run)")  # fmt: skip
 
 
