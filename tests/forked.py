@@ -129,7 +129,7 @@ def _run_script(
     os.environ.update(env)
     os.chdir(folder)
     sys.argv = [name, *words]
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), *env.get("PYTHONPATH", "").split(os.pathsep)]
     status = 0
     try:
         runpy.run_path(str(ROOT / name), run_name="__main__")

@@ -28,9 +28,10 @@ class Workspace:
         return run_script("supernet.py", *self.supernet_words(run, *words), folder=self.folder,
                           **arguments)  # fmt: skip
 
-    def scratch(self, *words: object, run: str = "scratch") -> Finished:
+    def scratch(self, *words: object, run: str = "scratch", **arguments) -> Finished:
         """Run ``scratch.py`` on the tiny data."""
-        return run_script("scratch.py", *self.scratch_words(run, *words), folder=self.folder)
+        return run_script("scratch.py", *self.scratch_words(run, *words), folder=self.folder,
+                          **arguments)  # fmt: skip
 
     def tester(self, *words: object, run: str = "supernet", **arguments) -> Finished:
         """Run ``tester.py`` on the tiny supernet."""

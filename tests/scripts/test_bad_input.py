@@ -1,0 +1,423 @@
+"""Bad input: one clear line, an exit status, and nothing half-written; table by table."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forked import Finished
+
+from spos.files import digest, read_json, write_json
+
+Change = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something wrong, the command that meets it and the words of the answer.
+
+    Attributes:
+        command: ``supernet``, ``scratch`` or ``tester``.
+        change: spoils the workspace.
+        words: added to a command that is right otherwise.
+        says: what the error line must say, among it the file or the flag.
+        run: the run folder of the command; a new one unless the case is about an old one.
+    """
+
+    command: str
+    says: tuple[str, ...]
+    words: tuple[object, ...] = ()
+    change: Change = lambda folder: None
+    run: str = "new"
+
+
+# --- how to spoil a workspace --------------------------------------------------------------------
+
+
+def empty_class(folder: Path) -> None:
+    shutil.rmtree(folder / "data" / "train" / "class_1")
+    (folder / "data" / "train" / "class_1").mkdir()
+
+
+def cut_image(part: str) -> Change:
+    def cut(folder: Path) -> None:
+        for file in sorted((folder / "data" / part / "class_2").iterdir()):
+            os.truncate(file, file.stat().st_size // 2)
+
+    return cut
+
+
+def write_arch(**changes: Any) -> Change:
+    def write(folder: Path) -> None:
+        value = json.loads((folder / "arch.json").read_text())
+        value["choices"].update(changes.pop("choices", {}))
+        value.update(changes)
+        value["choices"] = {k: v for k, v in value["choices"].items() if v is not None}
+        (folder / "arch.json").write_text(json.dumps(value))
+
+    return write
+
+
+def edit_settings(**changes: Any) -> Change:
+    def edit(folder: Path) -> None:
+        path = folder / "supernet" / "args.json"
+        value = read_json(path)
+        value["config"].update(changes)
+        write_json(path, value)
+
+    return edit
+
+
+def checkpoints(folder: Path, run: str) -> list[Path]:
+    return sorted((folder / run / "checkpoints").glob("*.pt"))
+
+
+def damage_all(run: str) -> Change:
+    def damage(folder: Path) -> None:
+        for path in checkpoints(folder, run):
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+
+    return damage
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = str(marker)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.marker,)
+
+
+def plant_bombs(run: str) -> Change:
+    """Checkpoints that run code, with commit marks that fit them."""
+
+    def plant(folder: Path) -> None:
+        for path in checkpoints(folder, run):
+            state = torch.load(path, weights_only=True)
+            torch.save({**state, "config": Bomb(folder / "exploded")}, path)
+            mark = read_json(path.with_suffix(".json"))
+            mark.update(size=path.stat().st_size, sha256=digest(path))
+            write_json(path.with_suffix(".json"), mark)
+
+    return plant
+
+
+def swap_weights(folder: Path) -> None:
+    shutil.rmtree(folder / "supernet" / "checkpoints")
+    shutil.copytree(folder / "scratch" / "checkpoints", folder / "supernet" / "checkpoints")
+
+
+def write(name: str, text: str) -> Change:
+    def write_file(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text(text)
+
+    return write_file
+
+
+def remove(name: str) -> Change:
+    def remove_path(folder: Path) -> None:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return remove_path
+
+
+# --- the cases -----------------------------------------------------------------------------------
+
+OTHER_SPACE = {"space": "shufflenetv2", "options": {"image_size": 8, "num_classes": 3}}
+
+CASES = {
+    # images
+    "data folder that is not there": Case(
+        "supernet", ("gone", "is not a folder"), ("--data-dir", "gone")
+    ),
+    "data folder that is not there, scratch": Case(
+        "scratch", ("gone", "is not a folder"), ("--data-dir", "gone")
+    ),
+    "data folder without val": Case(
+        "supernet", ("data", "has no val/"), change=remove("data/val")
+    ),
+    "class folder without images": Case(
+        "supernet", ("data/train/class_1", "without images"), change=empty_class
+    ),
+    "other classes in test": Case(
+        "scratch", ("data/val", "only in training: class_1"), change=remove("data/val/class_1")
+    ),
+    "too few images to hold out": Case(
+        "supernet", ("data/train", "cannot hold out 8"), ("--held-out-per-class", 8)
+    ),
+    "cut JPEG among the training images": Case(
+        "supernet", ("data/train/class_2/0", ".jpg", "cannot be decoded"),
+        change=cut_image("train"),
+    ),
+    "cut JPEG in a loading process": Case(
+        "supernet", ("data/train/class_2/0", "cannot be decoded"), ("--workers", 2),
+        change=cut_image("train"),
+    ),
+    "cut JPEG among the test images": Case(
+        "scratch", ("data/val/class_2/0", "cannot be decoded"), change=cut_image("val")
+    ),
+    "cut JPEG among the held-out images": Case(
+        "tester", ("data/train/class_2/0", "cannot be decoded"),
+        ("--arch", "arch.json", "--data-dir", "data"),
+        change=cut_image("train"), run="supernet",
+    ),
+    "images that were not those of training": Case(
+        "tester", ("data", "holds 32 training images of 2 classes", "--data-dir"),
+        ("--arch", "arch.json", "--data-dir", "data"), run="supernet",
+        change=lambda folder: [remove(f"data/{part}/class_0")(folder) for part in ("train", "val")],
+    ),
+    "split of other data": Case(
+        "supernet", ("split", "absent.jpg"),
+        change=write("data/split.json", json.dumps({
+            "version": 1, "seed": 0, "per_class": 1,
+            "classes": ["class_0", "class_1", "class_2"], "held_out": ["class_0/absent.jpg"],
+        })),
+    ),
+    # architectures
+    "architecture that is not there": Case(
+        "scratch", ("gone.json", "cannot be read"), ("--fixed-arc", "gone.json")
+    ),
+    "architecture of another space, scratch": Case(
+        "scratch", ("arch.json", "'shufflenetv2'", "TinySpace"), change=write_arch(**OTHER_SPACE)
+    ),
+    "architecture of another space, tester": Case(
+        "tester", ("arch.json", "'shufflenetv2'", "TinySpace"), ("--arch", "arch.json"),
+        change=write_arch(**OTHER_SPACE), run="supernet",
+    ),
+    "unknown candidate": Case(
+        "scratch", ("arch.json", "layer_2 is 'k9'", "'k5'"),
+        change=write_arch(choices={"layer_2": "k9"}),
+    ),
+    "unknown candidate, tester": Case(
+        "tester", ("arch.json", "layer_2 is 'k9'", "'k5'"), ("--arch", "arch.json"),
+        change=write_arch(choices={"layer_2": "k9"}), run="supernet",
+    ),
+    "missing choice": Case(
+        "scratch", ("arch.json", "missing", "layer_3"), change=write_arch(choices={"layer_3": None})
+    ),
+    "missing choice, tester": Case(
+        "tester", ("arch.json", "missing", "layer_3"), ("--arch", "arch.json"),
+        change=write_arch(choices={"layer_3": None}), run="supernet",
+    ),
+    "unknown choice": Case(
+        "scratch", ("arch.json", "unknown", "layer_4"), change=write_arch(choices={"layer_4": "k1"})
+    ),
+    "architecture that is no JSON": Case(
+        "tester", ("arch.json", "not valid JSON"), ("--arch", "arch.json"),
+        change=write("arch.json", "{"), run="supernet",
+    ),
+    # spaces
+    "unknown space": Case("supernet", ("'resnet'", "shufflenetv2"), ("--space", "resnet")),
+    "space that cannot be imported": Case(
+        "supernet", ("nowhere:Space", "PYTHONPATH"), ("--space", "nowhere:Space")
+    ),
+    "space that is no space": Case(
+        "supernet", ("'json:JSONDecoder'", "ModelSpace"), ("--space", "json:JSONDecoder")
+    ),
+    "unknown option of the space": Case(
+        "supernet", ("'depth'", "dropout"), ("--space-options", '{"depth": 3}')
+    ),
+    "options that are no JSON": Case("supernet", ("--space-options",), ("--space-options", "{")),
+    # checkpoints
+    "checkpoint of other options": Case(
+        "tester", ("step_00000018.pt", "other settings", "args.json"), ("--arch", "arch.json"),
+        change=edit_settings(options={"image_size": 8, "num_classes": 4}), run="supernet",
+    ),
+    "settings of another run": Case(
+        "supernet", ("supernet", "lr was 3", "other settings"), change=edit_settings(lr=3),
+        run="supernet",
+    ),
+    "damaged checkpoints, supernet": Case(
+        "supernet", ("supernet/checkpoints", "every checkpoint is damaged", "step_00000018"),
+        change=damage_all("supernet"), run="supernet",
+    ),
+    "damaged checkpoints, tester": Case(
+        "tester", ("supernet/checkpoints", "every checkpoint is damaged"), ("--arch", "arch.json"),
+        change=damage_all("supernet"), run="supernet",
+    ),
+    "damaged checkpoints, scratch": Case(
+        "scratch", ("scratch/checkpoints", "every checkpoint is damaged"),
+        change=damage_all("scratch"), run="scratch",
+    ),
+    "checkpoint of another network": Case(
+        "tester", ("step_00000024.pt", "other settings"), ("--arch", "arch.json"),
+        change=swap_weights, run="supernet",
+    ),
+    "malicious checkpoint, supernet": Case(
+        "supernet", ("step_00000018.pt", "blocked", "mkdir"), change=plant_bombs("supernet"),
+        run="supernet",
+    ),
+    "malicious checkpoint, tester": Case(
+        "tester", ("step_00000018.pt", "blocked", "mkdir"), ("--arch", "arch.json"),
+        change=plant_bombs("supernet"), run="supernet",
+    ),
+    "malicious checkpoint, scratch": Case(
+        "scratch", ("step_00000024.pt", "blocked", "mkdir"), change=plant_bombs("scratch"),
+        run="scratch",
+    ),
+    "run without a checkpoint": Case(
+        "tester", ("supernet", "no checkpoint yet", "supernet.py"), ("--arch", "arch.json"),
+        change=remove("supernet/checkpoints"), run="supernet",
+    ),
+    # run folders
+    "folder that is no run": Case(
+        "tester", ("data", "not a run folder", "supernet.py"), ("--arch", "arch.json"), run="data"
+    ),
+    "run folder that is not there": Case(
+        "tester", ("gone", "not a run folder"), ("--arch", "arch.json"), run="gone"
+    ),
+    "run of another script": Case(
+        "tester", ("scratch", "run of scratch.py"), ("--arch", "arch.json"), run="scratch"
+    ),
+    "folder of somebody else": Case(
+        "supernet", ("data", "not empty and not a run folder"), run="data"
+    ),
+    "run folder that cannot be made": Case(
+        "supernet", ("--run-dir arch.json/run", "cannot be written"), run="arch.json/run"
+    ),
+    "other settings than before": Case(
+        "scratch", ("scratch", "batch_size was 6, now 8", "--run-dir"), ("--batch-size", 8),
+        run="scratch",
+    ),
+    "cost table that is not one": Case(
+        "tester", ("supernet/cost.json", "cost table"), ("--arch", "arch.json"),
+        change=write("supernet/cost.json", "[]"), run="supernet",
+    ),
+    "settings that are not JSON": Case(
+        "tester", ("supernet/args.json",), ("--arch", "arch.json"),
+        change=write("supernet/args.json", "{"), run="supernet",
+    ),
+    "split that is not one": Case(
+        "tester", ("supernet/split.json",), ("--arch", "arch.json"),
+        change=write("supernet/split.json", "{}"), run="supernet",
+    ),
+    # flags
+    "MACs that no architecture has": Case(
+        "supernet", ("macs", "1,000,000", "reaches 4,338 to 45,810"), ("--macs-range", "1M:2M")
+    ),
+    "MACs range that is none": Case(
+        "supernet", ("--macs-range 1M", "290M:360M"), ("--macs-range", "1M")
+    ),
+    "missing GPU": Case(
+        "supernet", ("--device cuda:0", "0 CUDA devices"), ("--device", "cuda")
+    ),
+    "missing GPU, scratch": Case(
+        "scratch", ("--device cuda:1", "0 CUDA devices"), ("--device", "cuda:1")
+    ),
+    "missing GPU, tester": Case(
+        "tester", ("--device cuda:0", "0 CUDA devices"),
+        ("--arch", "arch.json", "--device", "cuda"), run="supernet",
+    ),
+    "odd device": Case("supernet", ("--device gpu",), ("--device", "gpu")),
+    "no epochs": Case("supernet", ("--epochs 0",), ("--epochs", 0)),
+    "negative seed": Case("scratch", ("seed -1",), ("--seed", -1)),
+}  # fmt: skip
+
+# Cases that are noticed only while images are read or weights are loaded, in a run folder that is
+# whole by then and can be continued when the fault is mended.
+LATE = ("cut JPEG", "damaged checkpoints", "malicious")
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.parent.name.startswith(".output-")
+    }
+
+
+def assert_one_error(finished: Finished, says: tuple[str, ...]) -> None:
+    assert finished.status == 2, finished.stderr
+    lines = finished.stderr.strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert errors == [lines[-1]], finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert finished.stdout == ""
+    for word in says:
+        assert word in errors[0], errors[0]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_gets_one_line_and_leaves_nothing_behind(workspace, monkeypatch, name):
+    case = CASES[name]
+    case.change(workspace.folder)
+    before = snapshot(workspace.folder)
+    command = getattr(workspace, case.command)
+    finished = command(*case.words, run=case.run, env={"CUDA_VISIBLE_DEVICES": ""})
+    assert_one_error(finished, case.says)
+    assert not (workspace.folder / "exploded").exists()
+    after = snapshot(workspace.folder)
+    changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    changed = {path for path in changed if not path.endswith("log.txt")}
+    if not name.startswith(LATE):
+        assert changed == set()
+    assert not [path for path in after if path.endswith(".tmp")]
+
+
+def test_flag_that_is_unknown_or_malformed_is_refused(workspace):
+    for words in (("--epochs", "many"), ("--sampler", "best"), ("--nonsense",), ("--lr",)):
+        finished = workspace.supernet(*words, run="new")
+        assert finished.status == 2
+        assert "error: " in finished.stderr and words[0] in finished.stderr
+    assert not (workspace.folder / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "command, flag, low",
+    [
+        ("supernet", "--save-every", 1), ("supernet", "--val-every", 1),
+        ("supernet", "--held-out-per-class", 1), ("supernet", "--calibration-images", 1),
+        ("supernet", "--val-paths", 0), ("scratch", "--image-size", 1), ("scratch", "--workers", 0),
+    ],
+)  # fmt: skip
+def test_number_below_the_least_is_refused(workspace, command, flag, low):
+    finished = getattr(workspace, command)(flag, low - 1, run="new")
+    assert finished.status == 2
+    assert f"argument {flag}: expected {low} or more, found {low - 1}" in finished.stderr
+    assert not (workspace.folder / "new").exists()
+
+
+def test_undecodable_image_that_was_replaced_lets_the_run_continue(workspace):
+    training = workspace.folder / "data" / "train" / "class_2"
+    copy = shutil.copytree(training, workspace.folder / "copy")
+    cut_image("train")(workspace.folder)
+    assert_one_error(workspace.supernet(run="new"), ("data/train/class_2",))
+    shutil.rmtree(training)
+    shutil.copytree(copy, training)
+    finished = workspace.supernet(run="new")
+    assert finished.status == 0, finished.stderr
+    assert (workspace.folder / "new" / "checkpoints" / "step_00000018.json").exists()
+
+
+def test_second_start_on_damaged_checkpoints_is_refused_as_well(workspace):
+    damage_all("supernet")(workspace.folder)
+    metrics = (workspace.folder / "supernet" / "metrics.jsonl").read_bytes()
+    for _ in range(2):
+        finished = workspace.supernet()
+        assert_one_error(finished, ("every checkpoint is damaged",))
+    assert (workspace.folder / "supernet" / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_error_in_ones_own_code_is_no_error_line(workspace):
+    """Only what the user can mend is shortened to a line; a bug keeps its traceback."""
+    (workspace.folder / "own_space.py").write_text(
+        "from tiny_space import TinySpace\n\n\n"
+        "class Broken(TinySpace):\n"
+        "    def forward(self, x):\n"
+        "        return 1 / 0\n"
+    )
+    finished = workspace.supernet("--space", "own_space:Broken", run="new",
+                                  env={"PYTHONPATH": str(workspace.folder)})  # fmt: skip
+    assert finished.status == 1
+    assert "ZeroDivisionError" in finished.stderr
