@@ -97,8 +97,10 @@ def _convert_architecture(args: argparse.Namespace, options: dict[str, Any]) -> 
 
 
 def _convert_weights(args: argparse.Namespace, options: dict[str, Any]) -> None:
-    from spos.convert.architectures import ARCHITECTURE_FORMATS, read_architecture
-    from spos.convert.weights import WEIGHT_FORMATS, read_weights, write_weights
+    from spos.convert.architecture_writers import ARCHITECTURE_FORMATS
+    from spos.convert.architectures import read_architecture
+    from spos.convert.weight_writers import WEIGHT_FORMATS, write_weights
+    from spos.convert.weights import read_weights
 
     format = args.to or WEIGHT_SUFFIXES.get(args.output.suffix, "spos")
     arch = read_architecture(args.fixed_arc) if args.fixed_arc else None
@@ -118,7 +120,7 @@ def _convert_weights(args: argparse.Namespace, options: dict[str, Any]) -> None:
 
 
 def _write_architecture(path: Path, arch: Architecture, format: str) -> None:
-    from spos.convert.architectures import ARCHITECTURE_FORMATS, write_architecture
+    from spos.convert.architecture_writers import ARCHITECTURE_FORMATS, write_architecture
 
     if format not in ARCHITECTURE_FORMATS:
         raise ConfigError(

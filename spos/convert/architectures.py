@@ -1,4 +1,4 @@
-"""Architectures in the formats of all the systems: what a file holds, and how to write another.
+"""Architectures in the formats of all the systems: which one a file is in, and what it holds.
 
 Imports `spos.architecture`, `spos.convert.mmrazor_yaml`, `spos.convert.zoo`, `spos.errors`,
 `spos.files`, `spos.spaces`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,13 @@ from spos.architecture import (
     SearchSpec,
     parse_architecture,
 )
-from spos.convert.mmrazor_yaml import parse_mmrazor, write_mmrazor
-from spos.convert.zoo import CHANNEL_SCALES, ZOO_PREFIX, zoo_architecture
+from spos.convert.mmrazor_yaml import parse_mmrazor
+from spos.convert.zoo import ANGLENAS_NAMES, CHANNEL_SCALES, ZOO_PREFIX, zoo_architecture
 from spos.errors import ArchitectureError
 from spos.files import parse_json, read_bytes
 from spos.spaces import space_spec
 
-# AngleNAS numbers the candidates of its MobileNet space so; -1 skips the layer.
-ANGLENAS_NAMES = ("k3e3", "k3e6", "k5e3", "k5e6", "k7e3", "k7e6")
-ANGLENAS_SKIP = -1
+ANGLENAS_SKIP = -1  # in place of the number of an operator
 
 _NUMERIC = re.compile(r"[-0-9,;/\s()\[\]]*")
 _NUMBER = re.compile(r"-?\d{1,9}")
@@ -103,15 +101,19 @@ def recognize_text(
     return Reading("MMRazor", _by_names(names, spec, source, layout="classic"))
 
 
+def default_spec(space: str, **options: Any) -> SearchSpec:
+    """The space as the systems have it: ImageNet's images and classes, or CIFAR-10's."""
+    return known_spec(space, {**_SMALL_SPACES.get(space, _IMAGENET), **options})
+
+
+def known_spec(space: str, options: Mapping[str, Any]) -> SearchSpec:
+    """As `space_spec`, which is slow with searched widths, but remembering the last ones."""
+    return _cached_spec(space, json.dumps(dict(options), sort_keys=True))
+
+
 @functools.lru_cache(maxsize=32)
 def _cached_spec(space: str, options: str) -> SearchSpec:
     return space_spec(space, options=json.loads(options))
-
-
-def default_spec(space: str, **options: Any) -> SearchSpec:
-    """The space as the systems have it: ImageNet's images and classes, or CIFAR-10's."""
-    base = _SMALL_SPACES.get(space, _IMAGENET)
-    return _cached_spec(space, json.dumps({**base, **options}, sort_keys=True))
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -233,7 +235,7 @@ def _by_scales(
 ) -> Architecture:
     """The architecture of numbers of blocks and of channel scales (0 for 0.2, 1 for 0.4, ...)."""
     spec = spec or _spec_of(len(blocks), True, source)
-    layers, channels = _block_labels(spec), _channel_labels(spec)
+    layers, channels = block_labels(spec), channel_labels(spec)
     if len(layers) != len(blocks) or len(channels) != len(scales):
         raise ArchitectureError(
             f"{source}: has {len(blocks)} blocks and {len(scales)} channel scales, but "
@@ -258,133 +260,11 @@ def _by_scales(
     return spec.architecture(choices, source=source)
 
 
-def _block_labels(spec: SearchSpec) -> list[str]:
+def block_labels(spec: SearchSpec) -> list[str]:
+    """The labels of a space's layers, without those of searched widths."""
     return [label for label in spec.choices if not label.startswith("channel_")]
 
 
-def _channel_labels(spec: SearchSpec) -> list[str]:
+def channel_labels(spec: SearchSpec) -> list[str]:
+    """The labels of searched widths."""
     return [label for label in spec.choices if label.startswith("channel_")]
-
-
-# --- writing -----------------------------------------------------------------------------------
-
-
-def write_architecture(arch: Architecture, format: str) -> str:
-    """The text of an architecture file.
-
-    Args:
-        arch: the architecture.
-        format: a key of `ARCHITECTURE_FORMATS`.
-
-    Raises:
-        ArchitectureError: if the format cannot say what this architecture is.
-    """
-    if format == "spos":
-        return arch.to_json()
-    spec = _cached_spec(arch.space, json.dumps(dict(arch.options), sort_keys=True))
-    spec.check(arch.choices)
-    return ARCHITECTURE_FORMATS[format](arch, spec)
-
-
-def _write_nni3(arch: Architecture, spec: SearchSpec) -> str:
-    return json.dumps({label: arch.choices[label] for label in spec.choices}, indent=2) + "\n"
-
-
-def _write_nni2(arch: Architecture, spec: SearchSpec) -> str:
-    return _layer_choices(
-        [candidate == arch.choices[label] for candidate in spec.choices[label]]
-        for label in _only_blocks(spec, "NNI 2")
-    )
-
-
-def _write_nni2_index(arch: Architecture, spec: SearchSpec) -> str:
-    return _layer_choices(map(str, _numbers(arch, spec, _only_blocks(spec, "NNI 2"))))
-
-
-def _layer_choices(entries: Any) -> str:
-    named = {f"LayerChoice{number}": entry for number, entry in enumerate(entries, start=1)}
-    return json.dumps(named, indent=2) + "\n"
-
-
-def _write_ids(arch: Architecture, spec: SearchSpec) -> str:
-    blocks = _numbers(arch, spec, _block_labels(spec))
-    if not _channel_labels(spec):
-        return json.dumps(blocks) + "\n"
-    return json.dumps([blocks, _scale_numbers(arch, spec)]) + "\n"
-
-
-def _write_tuple(arch: Architecture, spec: SearchSpec) -> str:
-    return _write_ids(arch, spec).replace("[", "(").replace("]", ")")
-
-
-def _write_canyonwind(arch: Architecture, spec: SearchSpec) -> str:
-    if not _channel_labels(spec):
-        raise ArchitectureError(
-            "CanyonWind's lists are of blocks and channels, but this architecture has no searched "
-            "widths; write it --to ids"
-        )
-    lists = _numbers(arch, spec, _block_labels(spec)), _scale_numbers(arch, spec)
-    return "".join(", ".join(map(str, numbers)) + "\n" for numbers in lists)
-
-
-def _write_anglenas(arch: Architecture, spec: SearchSpec) -> str:
-    if spec.space != "proxyless_gpu":
-        raise ArchitectureError(f"AngleNAS' ids are of 'proxyless_gpu', not of {spec.space!r}")
-    ids = {**{name: number for number, name in enumerate(ANGLENAS_NAMES)}, "skip": ANGLENAS_SKIP}
-    return " ".join(str(ids[str(arch.choices[label])]) for label in spec.choices) + "\n"
-
-
-def _write_macro(arch: Architecture, spec: SearchSpec) -> str:
-    if spec.space != "nasbench_macro":
-        raise ArchitectureError(f"NAS-Bench-Macro's digits are not of {spec.space!r}")
-    return "".join(map(str, _numbers(arch, spec, list(spec.choices)))) + "\n"
-
-
-def _write_mmrazor(variant: str) -> Callable[[Architecture, SearchSpec], str]:
-    def write(arch: Architecture, spec: SearchSpec) -> str:
-        names = [str(arch.choices[label]) for label in _only_blocks(spec, "MMRazor")]
-        if spec.space not in ("shufflenetv2", "proxyless_gpu"):
-            raise ArchitectureError(f"MMRazor has no search space like {spec.space!r}")
-        return write_mmrazor(names, variant=variant)
-
-    return write
-
-
-# format -> what writes it; every one of them is read as well
-ARCHITECTURE_FORMATS: dict[str, Callable[[Architecture, SearchSpec], str]] = {
-    "spos": lambda arch, spec: arch.to_json(),
-    "nni3": _write_nni3,
-    "nni2": _write_nni2,
-    "nni2-index": _write_nni2_index,
-    "ids": _write_ids,
-    "tuple": _write_tuple,
-    "canyonwind": _write_canyonwind,
-    "anglenas": _write_anglenas,
-    "macro": _write_macro,
-    "mmrazor": _write_mmrazor("1.x"),
-    "mmrazor-prefix": _write_mmrazor("prefix"),
-    "mmrazor-0.x": _write_mmrazor("0.x"),
-}
-
-
-def _only_blocks(spec: SearchSpec, system: str) -> list[str]:
-    if _channel_labels(spec):
-        raise ArchitectureError(f"{system} does not search widths; write it --to nni3 or ids")
-    return list(spec.choices)
-
-
-def _numbers(arch: Architecture, spec: SearchSpec, labels: Sequence[str]) -> list[int]:
-    return [spec.choices[label].index(arch.choices[label]) for label in labels]
-
-
-def _scale_numbers(arch: Architecture, spec: SearchSpec) -> list[int]:
-    known: list[Any] = list(spec.options.get("channel_scales") or ())
-    numbers = []
-    for label in _channel_labels(spec):
-        scale = known[spec.choices[label].index(arch.choices[label])]
-        if scale not in CHANNEL_SCALES:
-            raise ArchitectureError(
-                f"{label} has the scale {scale}, which has no number among 0.2, 0.4, ... 2.0"
-            )
-        numbers.append(CHANNEL_SCALES.index(scale))
-    return numbers

@@ -1,6 +1,7 @@
 """Which network of which space a set of weights is of, seen from names and shapes alone.
 
-Imports `spos.convert.state_dicts`, `spos.convert.zoo`, `spos.errors` and torch.
+Imports `spos.architecture`, `spos.convert.mmrazor_yaml`, `spos.convert.state_dicts`,
+`spos.convert.zoo`, `spos.errors` and torch.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from spos.architecture import Candidate
-from spos.convert.state_dicts import SHUFFLE_STAGES, STAGE_STARTS, Tensors
+from spos.convert.mmrazor_yaml import SHUFFLE_STAGES
+from spos.convert.state_dicts import STAGE_STARTS, Tensors
 from spos.convert.zoo import CHANNEL_SCALES
 from spos.errors import CheckpointError
 

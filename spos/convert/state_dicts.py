@@ -1,6 +1,6 @@
 """Whose weights a file holds, and what each of its tensors is called in our spaces.
 
-Imports `spos.convert.zoo`, `spos.errors` and torch.
+Imports `spos.convert.mmrazor_yaml`, `spos.convert.zoo`, `spos.errors` and torch.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 from torch import Tensor
 
-from spos.convert.zoo import BLOCKS
+from spos.convert.mmrazor_yaml import MOBILE_NAMES, SHUFFLE_NAMES, SHUFFLE_STAGES
+from spos.convert.zoo import ANGLENAS_NAMES, BLOCKS
 from spos.errors import CheckpointError
 
 Tensors = dict[str, Tensor]
 
 STAGE_STARTS = (0, 4, 8, 16)  # layers that begin a stage, the only ones with a projection
-SHUFFLE_STAGES = (4, 4, 8, 4)
 
 # Places of convolution and BatchNorm, in pairs, in a block's branches as Megvii builds them.
 SHUFFLE_PLACES = (0, 3, 5)
@@ -28,17 +28,8 @@ MOBILE_PLACES = {"expand_conv": 0, "depthwise_conv": 3, "linear_conv": 6}
 FIRST_MOBILE_PLACES = {"depthwise_conv": 0, "linear_conv": 3}  # expansion 1 needs no expand_conv
 
 _PARTS = {"conv": 0, "bn": 1}
-_RAZOR_BLOCKS = {
-    "shuffle_3x3": "k3",
-    "shuffle_5x5": "k5",
-    "shuffle_7x7": "k7",
-    "shuffle_xception": "xcep",
-}
-_RAZOR_MOBILE = {
-    **{f"mb_k{k}e{e}": f"k{k}e{e}" for k in (3, 5, 7) for e in (3, 6)},
-    "identity": "skip",
-}
-_ANGLENAS_OPS = ("k3e3", "k3e6", "k5e3", "k5e6", "k7e3", "k7e6")
+_RAZOR_BLOCKS = {theirs: ours for ours, theirs in SHUFFLE_NAMES.items()}
+_RAZOR_MOBILE = {theirs: ours for ours, theirs in MOBILE_NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -135,6 +126,37 @@ def _block_name(layer: str, candidate: str | None, branch: str, rest: str) -> st
     return f"features.{int(layer)}{middle}.branch_{branch}.{rest}"
 
 
+def reverse_channels(tensors: Tensors) -> Tensors:
+    """ShunLu91's weights, which work on the other half and join it first, as canonical ones.
+
+    Its network is the canonical one with the channels at every border between blocks in reverse.
+    """
+    reversed_tensors: Tensors = {}
+    for name, tensor in tensors.items():
+        for axis in _reversed_axes(name, tensors):
+            if tensor.ndim > axis:
+                tensor = tensor.flip(axis)
+        reversed_tensors[name] = tensor
+    return reversed_tensors
+
+
+def _reversed_axes(name: str, tensors: Tensors) -> tuple[int, ...]:
+    if name.startswith("first_conv."):
+        return (0,)
+    if name == "conv_last.0.weight":
+        return (1,)
+    block, dot, rest = name.partition(".branch_main.")
+    if not dot:
+        if ".branch_proj." not in name:
+            return ()
+        return (0, 1) if name.endswith(".branch_proj.2.weight") else (0,)
+    place = int(rest.split(".")[0]) if rest.split(".")[0].isdigit() else -1
+    is_xception = f"{block}.branch_main.12.weight" in tensors
+    if is_xception:
+        return {0: (0,), 1: (0,), 2: (1,), 12: (0,), 13: (0,)}.get(place, ())
+    return {0: (1,), 5: (0,), 6: (0,)}.get(place, ())
+
+
 # --- lliai, MMRazor's ShuffleNet -----------------------------------------------------------------
 
 _LLIAI_BLOCK = re.compile(
@@ -225,7 +247,7 @@ def _rename_anglenas(name: str) -> str | None:
         return None
     layer, op, place, rest, end, end_place, end_rest, first, first_rest, classifier = match.groups()
     if layer is not None:
-        middle = f".{_ANGLENAS_OPS[int(op)]}" if op else ""
+        middle = f".{ANGLENAS_NAMES[int(op)]}" if op else ""
         return f"features.{int(layer)}{middle}.conv.{place}.{rest}"
     if end is not None:
         return f"{'first_conv' if end == 'conv_bn' else 'conv_last'}.{end_place}.{end_rest}"

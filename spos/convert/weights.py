@@ -1,18 +1,16 @@
-"""Weights of the reference systems as networks of ours, and ours in Megvii's and NNI's layout.
+"""Weights of the reference systems, and ours, as networks of ours.
 
 Imports `spos.convert`, `spos.spaces`, `spos.subnet`, `spos.supernet`, `spos.training.checkpoint`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -27,23 +25,24 @@ from spos.convert.inference import (
     split_candidates,
 )
 from spos.convert.mxnet_params import LIST_START, load_mxnet
-from spos.convert.state_dicts import Tensors, find_system, rename_all, settle_places
-from spos.convert.zoo import BLOCKS
+from spos.convert.state_dicts import (
+    Tensors,
+    find_system,
+    rename_all,
+    reverse_channels,
+    settle_places,
+)
 from spos.errors import ArchitectureError, CheckpointError, ConfigError
-from spos.files import open_atomic, parse_json
+from spos.files import parse_json
 from spos.spaces import build_space, build_subnet
-from spos.subnet import read_subnet_file, save_subnet
+from spos.subnet import read_subnet_file
 from spos.supernet import Supernet
 from spos.training.checkpoint import load_tensors, load_weights_into
 
 SUPERNET_FORMAT = "spos-supernet-1"
-WEIGHT_FORMATS = ("safetensors", "megvii", "nni3")
 
 _CONTAINERS = ("state_dict", "network", "model")
 _PREFIXES = ("module.", "architecture.")
-# Options that decide what function the weights compute; they are what the system has.
-_FUNCTION = ("layout", "skips", "stem_activation", "activation", "squeeze_excitation", "head")
-_CANONICAL = {"layout": "canonical", "skips": "anglenas", "activation": "relu", "head": "plain"}
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -99,13 +98,7 @@ def read_weights(
         name, own, choices, tensors = _identify(found, arch, wanted, source)
     if space is not None and space != name:
         raise CheckpointError(f"{source}: its weights are of the space {name!r}, not of {space!r}")
-    for option in _FUNCTION:
-        has = own.get(option, _CANONICAL.get(option))
-        if option in wanted and wanted[option] != has:
-            raise CheckpointError(
-                f"{source}: {found.system}'s weights compute another function with {option} "
-                f"{wanted[option]!r}; convert them with {option} {has!r}"
-            )
+    _check_function(found.system, own, wanted, source)
     merged = {"image_size": 224, "num_classes": 1000, **own, **wanted}
     network, subnet = _build(name, merged, choices, tensors, source)
     if arch is not None:
@@ -261,6 +254,29 @@ def _build(
     return network.eval(), arch
 
 
+def _check_function(
+    system: str, own: Mapping[str, Any], wanted: Mapping[str, Any], source: str
+) -> None:
+    """Refuse options that fit the shapes of the weights and make another function of them."""
+    has, asked = _function(own), _function({**own, **wanted})
+    for option, value in asked.items():
+        if value != has[option]:
+            raise CheckpointError(
+                f"{source}: {system}'s weights compute another function with {option} {value!r}; "
+                f"convert them with {option} {has[option]!r}"
+            )
+
+
+def _function(options: Mapping[str, Any]) -> dict[str, Any]:
+    activation = options.get("activation", "relu")
+    return {
+        "layout": options.get("layout", "canonical"),
+        "skips": options.get("skips", "anglenas"),
+        "activation": activation,
+        "stem_activation": options.get("stem_activation") or activation,
+    }
+
+
 def _check_same(wanted: Architecture, arch: Architecture | None, source: str) -> None:
     if arch is None:
         raise CheckpointError(f"{source}: holds a supernet, not the subnet of an architecture")
@@ -297,114 +313,3 @@ def complete_tensors(network: nn.Module, tensors: Tensors) -> Tensors:
             complete[f"{name}.weight"] = torch.ones_like(mean)
             complete[f"{name}.bias"] = torch.zeros_like(mean)
     return complete
-
-
-def reverse_channels(tensors: Tensors) -> Tensors:
-    """ShunLu91's weights, which work on the other half and join it first, as canonical ones.
-
-    Its network is the canonical one with the channels at every border between blocks in reverse.
-    """
-    reversed_tensors: Tensors = {}
-    for name, tensor in tensors.items():
-        for axis in _reversed_axes(name, tensors):
-            if tensor.ndim > axis:
-                tensor = tensor.flip(axis)
-        reversed_tensors[name] = tensor
-    return reversed_tensors
-
-
-def _reversed_axes(name: str, tensors: Tensors) -> tuple[int, ...]:
-    if name.startswith("first_conv."):
-        return (0,)
-    if name == "conv_last.0.weight":
-        return (1,)
-    block, dot, rest = name.partition(".branch_main.")
-    if not dot:
-        if ".branch_proj." not in name:
-            return ()
-        return (0, 1) if name.endswith(".branch_proj.2.weight") else (0,)
-    place = int(rest.split(".")[0]) if rest.split(".")[0].isdigit() else -1
-    is_xception = f"{block}.branch_main.12.weight" in tensors
-    if is_xception:
-        return {0: (0,), 1: (0,), 2: (1,), 12: (0,), 13: (0,)}.get(place, ())
-    return {0: (1,), 5: (0,), 6: (0,)}.get(place, ())
-
-
-# --- writing -------------------------------------------------------------------------------------
-
-
-def write_weights(
-    path: Path | str,
-    converted: ConvertedWeights,
-    format: str,
-    *,
-    preprocessing: str | None = None,
-) -> None:
-    """Write a network's weights.
-
-    Args:
-        path: the file.
-        converted: the network.
-        format: ``safetensors``: what `load_subnet` reads, or the supernet under the names of its
-            space; ``megvii``: ``{"state_dict": ...}`` with candidates by number; ``nni3``: a plain
-            state dict with candidates by name.
-        preprocessing: of images for the network, if it is known; ``safetensors`` carries it.
-
-    Raises:
-        CheckpointError: if the network computes another function than Megvii's and NNI's does.
-    """
-    if format == "safetensors":
-        if converted.arch is not None:
-            save_subnet(path, converted.network, converted.arch, preprocessing=preprocessing)
-            return
-        metadata = {
-            "format": SUPERNET_FORMAT,
-            "space": converted.space,
-            "options": json.dumps(dict(converted.options)),
-        }
-        with open_atomic(path) as file:
-            file.write(save(_cpu_tensors(converted.network), metadata))
-        return
-    _refuse_other_functions(converted, path, format)
-    tensors = _cpu_tensors(converted.network)
-    if format == "megvii":
-        numbers = {f".{name}.branch_": f".{number}.branch_" for number, name in enumerate(BLOCKS)}
-        tensors = {_replace(name, numbers): tensor for name, tensor in tensors.items()}
-    with open_atomic(path) as file:
-        torch.save({"state_dict": tensors} if format == "megvii" else tensors, file)
-
-
-def _cpu_tensors(network: nn.Module) -> Tensors:
-    return {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
-
-
-def _replace(name: str, replacements: Mapping[str, str]) -> str:
-    for old, new in replacements.items():
-        name = name.replace(old, new)
-    return name
-
-
-def _refuse_other_functions(converted: ConvertedWeights, path: Path | str, format: str) -> None:
-    """Megvii's and NNI's code builds the canonical network, whatever the weights were made for."""
-    options = converted.options
-    reasons = {
-        "layout": options.get("layout", "canonical") != "canonical",
-        "stem_activation": options.get("stem_activation") is not None,
-        "squeeze_excitation": options.get("squeeze_excitation") == "canyonwind",
-        "head": options.get("head") == "mobilenetv3",
-        "classifier_bias": bool(options.get("classifier_bias")),
-    }
-    if converted.space not in ("shufflenetv2", "shufflenetv2plus"):
-        raise CheckpointError(f"{path}: neither Megvii nor NNI has a network of {converted.space}")
-    wrong = [f"{name} {options[name]!r}" for name, is_wrong in reasons.items() if is_wrong]
-    if wrong:
-        raise CheckpointError(
-            f"{path}: the networks of Megvii and NNI compute another function than one with "
-            f"{', '.join(wrong)}; write it as .safetensors"
-        )
-    has_affine = "first_conv.1.weight" in converted.network.state_dict()
-    if format == "megvii" and converted.arch is None and has_affine:
-        raise CheckpointError(
-            f"{path}: Megvii's supernet has BatchNorm without weight and bias, this one has them; "
-            "write it --to nni3"
-        )

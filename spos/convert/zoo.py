@@ -26,7 +26,7 @@ CHANNEL_SCALES = (
     2.0,
 )  # CanyonWind's; Megvii's end 1.6
 BLOCKS = ("k3", "k5", "k7", "xcep")
-MOBILE_BLOCKS = {"0": "k3e3", "1": "k3e6", "2": "k5e3", "3": "k5e6", "4": "k7e3", "5": "k7e6"}
+ANGLENAS_NAMES = ("k3e3", "k3e6", "k5e3", "k5e6", "k7e3", "k7e6")  # its operators 0 to 5
 
 _STAGE_OF_LAYER = (0,) * 4 + (1,) * 4 + (2,) * 8 + (3,) * 4
 _STAGE_WIDTHS = {"shufflenetv2": (64, 160, 320, 640), "shufflenetv2plus": (48, 128, 256, 512)}
@@ -81,7 +81,9 @@ _PLUS = {
 _LLIAI_README = "lliai README: the supernet's path in the search, not retrained"
 
 
-def _lliai(blocks: str, macs: int, params: int, top1: float, source: str = _LLIAI_README) -> Any:
+def _lliai(
+    blocks: str, macs: int, params: int, top1: float, source: str = _LLIAI_README
+) -> PublishedNetwork:
     differs = "searched without a constraint; its own count of parameters holds dead weights"
     return PublishedNetwork(
         "lliai", "shufflenetv2", blocks, macs, params, top1, source, _LLIAI, differs=differs
@@ -203,7 +205,7 @@ def zoo_architecture(name: str) -> Architecture:
 def _choices(network: PublishedNetwork) -> dict[str, Candidate]:
     if network.space == "proxyless_gpu":
         return {
-            f"layer_{number}": MOBILE_BLOCKS.get(digit, "skip")
+            f"layer_{number}": "skip" if digit == "-" else ANGLENAS_NAMES[int(digit)]
             for number, digit in enumerate(network.blocks, start=1)
         }
     choices: dict[str, Candidate] = {}

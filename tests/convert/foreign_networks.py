@@ -384,3 +384,17 @@ def canyonwind(
             x = outer(w.conv(layer_name("features.28", "conv_fc"), x, 1024, bias=True))
     output = "shufflenasoneshotfix0_output_conv0_" if exported else "output.0."
     return w.conv(output, x, 10, bias=True).flatten(1)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def images(size: int = 32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, 3, size, size, generator=generator, dtype=torch.float64)
+
+
+def saved(path, tensors, *, container: str | None = "state_dict", prefix: str = ""):
+    tensors = {prefix + name: tensor for name, tensor in tensors.items()}
+    torch.save({container: tensors, "epoch": 3} if container else tensors, path)
+    return path

@@ -11,17 +11,15 @@ from hypothesis import strategies as st
 
 from spos.__main__ import main
 from spos.architecture import SearchSpec, save_architecture
+from spos.convert.architecture_writers import ARCHITECTURE_FORMATS, write_architecture
 from spos.convert.architectures import (
-    ANGLENAS_NAMES,
-    ARCHITECTURE_FORMATS,
     default_spec,
     read_architecture,
     recognize,
     recognize_text,
-    write_architecture,
 )
 from spos.convert.mmrazor_yaml import MAX_YAML_CHARACTERS
-from spos.convert.zoo import CHANNEL_SCALES, ZOO, zoo_architecture
+from spos.convert.zoo import ANGLENAS_NAMES, CHANNEL_SCALES, ZOO, zoo_architecture
 from spos.errors import ArchitectureError, SposError
 
 EXAMPLES = int(os.environ.get("SPOS_EXAMPLES", "300"))

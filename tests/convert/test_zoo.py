@@ -1,6 +1,8 @@
 """The published networks are what they claim to be, by counting them."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -69,3 +71,8 @@ def test_command_lists_them(capsys):
     listed = json.loads(capsys.readouterr().out)
     assert listed["megvii"]["macs"] == 322_918_720
     assert listed.keys() == ZOO.keys()
+
+
+def test_command_starts_without_torch():
+    program = "import sys, spos.commands.zoo; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "False\n"
