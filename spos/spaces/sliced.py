@@ -117,6 +117,17 @@ class SlicedLayerNorm(nn.LayerNorm):
 
 _SLICED = (SlicedConv2d, SlicedBatchNorm2d, SlicedLinear, SlicedLayerNorm)
 
+# The plain layers, but never initialised: of an extent only shapes and settings are of interest,
+# and initial values on the meta device are what takes the time where there are many widths.
+_BARE: Mapping[type[nn.Module], Any] = {
+    sliced: type(
+        sliced.__bases__[0].__name__,
+        (sliced.__bases__[0],),
+        {"reset_parameters": lambda self: None},
+    )
+    for sliced in _SLICED
+}
+
 
 def slice_layer(layer: Any, values: NniValues, *, source: str) -> Slicing:
     """Turn one of NNI's mutable layers, built at its largest size, into a sliced layer.
@@ -147,7 +158,7 @@ def slice_layer(layer: Any, values: NniValues, *, source: str) -> Slicing:
     extents: dict[str, Extent] = {}  # by arguments, of which many combinations share some
     for arguments in table.values():
         if repr(arguments) not in extents:
-            plain = sliced.__bases__[0](**{**arguments, "device": "meta"})
+            plain = _BARE[sliced](**{**arguments, "device": "meta"})
             extents[repr(arguments)] = Extent(plain, _slices(layer, plain, source))
     by_key = {key: extents[repr(arguments)] for key, arguments in table.items()}
     layer.__class__ = sliced
