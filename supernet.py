@@ -32,7 +32,7 @@ from spos.training.flags import (
     parse_range,
     positive,
 )
-from spos.training.inputs import Inputs, fit_recipe, open_inputs, open_split
+from spos.training.inputs import Inputs, fit_recipe, open_inputs, open_split, split_id
 from spos.training.loop import Training
 from spos.training.parallel import process_group, rank, select_device
 from spos.training.recipe import Recipe
@@ -109,6 +109,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         "sampler": args.sampler,
         "macs_range": args.macs_range,
         "held_out": len(split.held_out),
+        "split": split_id(split),
         "calibration_images": calibration_images,
         "val_paths": args.val_paths,
         **inputs.config(),

@@ -6,6 +6,7 @@ Imports `spos.data`, `spos.errors`, `spos.training.parallel`, `spos.training.rec
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
 import logging
 import statistics
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from spos.data.counter_random import check_seed
-from spos.data.decode import BadImage, encoded_size
+from spos.data.decode import BadImage, encoded_size, read_encoded
 from spos.data.digits import is_digits, prepare_digits
 from spos.data.folder import DataFolder, ImageSet, open_data
 from spos.data.loader import Loader, build_loader
@@ -189,6 +190,11 @@ def open_split(data: DataFolder, data_dir: Path, *, per_class: int) -> Split:
     return split
 
 
+def split_id(split: Split) -> str:
+    """Twelve hexadecimal digits that tell which images are held out."""
+    return hashlib.sha256("\n".join(split.held_out).encode()).hexdigest()[:12]
+
+
 def fit_recipe(recipe: Recipe, args: argparse.Namespace, names: tuple[str, ...]) -> Recipe:
     """``recipe`` with the given flags.
 
@@ -228,7 +234,8 @@ def _classify(data: DataFolder) -> tuple[str, int]:
     sides = []
     for path in data.train.paths[::every][:SAMPLED_IMAGES]:
         file = data.train.root / path
-        size = encoded_size(file.read_bytes(), path=file)
+        encoded = read_encoded(file)
+        size = encoded if isinstance(encoded, BadImage) else encoded_size(encoded, path=file)
         if not isinstance(size, BadImage):  # the loader and `data check` name such images
             sides.append(min(size))
     side = statistics.median(sides) if sides else 0
