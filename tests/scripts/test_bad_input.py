@@ -52,6 +52,16 @@ def cut_image(part: str) -> Change:
     return cut
 
 
+def hold_out_others(folder: Path) -> None:
+    """As many images of each class as before, but not the same."""
+    split = read_json(folder / "supernet" / "split.json")
+    held_out = []
+    for root in (folder / "data" / "train").iterdir():
+        names = sorted(f"{root.name}/{path.name}" for path in root.iterdir())
+        held_out += [name for name in names if name not in split["held_out"]][:4]
+    write_json(folder / "data" / "split.json", {**split, "held_out": sorted(held_out)})
+
+
 def write_arch(**changes: Any) -> Change:
     def write(folder: Path) -> None:
         value = json.loads((folder / "arch.json").read_text())
@@ -183,6 +193,14 @@ CASES = {
             "version": 1, "seed": 0, "per_class": 1,
             "classes": ["class_0", "class_1", "class_2"], "held_out": ["class_0/absent.jpg"],
         })),
+    ),
+    "split that has changed since": Case(
+        "supernet", ("supernet", "split was", "other settings"), change=hold_out_others,
+        run="supernet",
+    ),
+    "image that is a broken link": Case(
+        "supernet", ("data/train/class_0/link.jpg", "cannot be decoded", "No such file"),
+        change=lambda folder: os.symlink("gone", folder / "data/train/class_0/link.jpg"),
     ),
     # architectures
     "architecture that is not there": Case(
@@ -326,7 +344,7 @@ CASES = {
 
 # Cases that are noticed only while images are read or weights are loaded, in a run folder that is
 # whole by then and can be continued when the fault is mended.
-LATE = ("cut JPEG", "damaged checkpoints", "malicious")
+LATE = ("cut JPEG", "image that is", "damaged checkpoints", "malicious")
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
