@@ -5,6 +5,7 @@ Imports `spos.convert`, `spos.spaces`, `spos.subnet`, `spos.supernet`, `spos.tra
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -195,6 +196,10 @@ def _read_config(
 ) -> tuple[str, dict[str, Any], Mapping[str, Candidate] | None]:
     """Space, options and choices that a file of ours says it is of."""
     space, options, choices = (config.get(key) for key in ("space", "options", "choices"))
+    try:
+        json.dumps([space, dict(options or {}), dict(choices or {})], allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        space = None  # a checkpoint may hold anything there, tensors too
     is_whole = isinstance(space, str) and isinstance(options, Mapping)
     if not is_whole or not (choices is None or isinstance(choices, Mapping)):
         raise CheckpointError(f"{source}: does not say which network its weights are of")

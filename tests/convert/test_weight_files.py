@@ -1,6 +1,9 @@
 """Weights are written as they were read; odd, hostile and foreign files are refused by name."""
 
 import argparse
+import os
+import subprocess
+import sys
 
 import foreign_networks as foreign
 import pytest
@@ -19,6 +22,8 @@ from spos.errors import CheckpointError, ConfigError
 from spos.subnet import load_subnet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+EXAMPLES = int(os.environ.get("SPOS_EXAMPLES", "300"))
 
 RELEASED = [int(digit) for digit in ZOO["megvii"].blocks]
 SYSTEMS = {"lliai": foreign.lliai, "MMRazor": foreign.razor, "ShunLu91": foreign.shunlu}
@@ -226,6 +231,26 @@ def test_weights_for_another_network_are_refused(megvii_files):
         read_weights(path, options={"depth": 3})
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"space": "shufflenetv2"},
+        {"space": None, "options": {}},
+        {"space": "shufflenetv2", "options": [1]},
+        {"space": "shufflenetv2", "options": {"layout": torch.ones(3)}},
+        {"space": "shufflenetv2", "options": {}, "choices": {"layer_1": torch.ones(3)}},
+        {"space": "shufflenetv2", "options": {1: 2}},
+        {"space": "shufflenetv2", "options": {}, "choices": {"layer_1": "k3"}},
+        {"space": "os:system", "options": {}},
+    ],
+    ids=repr,
+)
+def test_checkpoint_of_ours_with_an_odd_configuration_is_refused(tmp_path, config):
+    torch.save({"network": {"weight": torch.ones(2)}, "config": config}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=r"x\.pt: "):
+        read_weights(tmp_path / "x.pt")
+
+
 def test_hostile_shapes_take_no_memory(tmp_path, megvii_files):
     # Each tensor is small; a network with all their widths would take terabytes.
     tensors = torch.load(megvii_files / "subnet.pth.tar", weights_only=True)["state_dict"]
@@ -267,7 +292,7 @@ RANDOM_TENSORS = st.dictionaries(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=EXAMPLES // 3, deadline=None)
 @given(RANDOM_TENSORS, st.sampled_from(["x.pth", "x.params"]))
 def test_any_state_dict_gives_our_error(tmp_path_factory, tensors, name):
     path = tmp_path_factory.getbasetemp() / name
@@ -284,7 +309,7 @@ MUTATIONS = st.tuples(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=EXAMPLES // 25, deadline=None)
 @given(st.lists(MUTATIONS, min_size=1, max_size=2))
 def test_mutated_state_dict_gives_a_network_or_our_error(tmp_path_factory, megvii_files, changes):
     path = tmp_path_factory.getbasetemp() / "mutated.pth"
@@ -307,3 +332,23 @@ def test_mutated_state_dict_gives_a_network_or_our_error(tmp_path_factory, megvi
     except CheckpointError:
         return
     assert found.arch is not None
+
+
+# --- wherever an architecture is given -----------------------------------------------------------
+
+
+@torch.no_grad()
+def test_networks_of_any_file_or_published_name(tmp_path):
+    path = tmp_path / "subnet.yaml"
+    assert main(["convert", "zoo:mmrazor", str(path)]) == 0
+    network, published = load_subnet(path), load_subnet("zoo:mmrazor")
+    assert network.state_dict().keys() == published.state_dict().keys()
+    assert network.features[0].layout == published.features[0].layout
+    assert network(images().float()).shape == (2, 1000)
+
+
+def test_scratch_takes_published_networks(request):
+    script = [sys.executable, "scratch.py", "--device", "cpu", "--fixed-arc", "zoo:none"]
+    done = subprocess.run(script, cwd=request.config.rootpath, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: zoo:none: there is no such published network")

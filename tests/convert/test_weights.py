@@ -236,3 +236,22 @@ def test_mmrazor_mobile_supernet_computes_what_it_did(tmp_path):
     ours = [name.replace("mb_", "").replace("identity", "skip") for name in names]
     found.network.activate({f"layer_{n}": name for n, name in enumerate(ours, start=1)})
     assert_same(found.network, expected)
+
+
+@torch.no_grad()
+def test_canyonwind_half_precision_and_shuffle_by_convolution(tmp_path):
+    weights = Weights(bn=foreign.MXNET)
+    name = "canyonwind-oneshot"
+    blocks = [int(digit) for digit in ZOO[name].blocks]
+    foreign.canyonwind(weights, images(), blocks, MIDDLES)
+    half = {k: v.half() if "running" not in k else v.float() for k, v in weights.items()}
+    for key in half:
+        weights[key] = half[key].double()
+    half["features.4.channel_shuffle_and_split.transpose_conv.weight"] = torch.eye(64).half()
+    found = read_weights(write_mxnet(tmp_path / "x.params", half))
+    expected = foreign.canyonwind(weights, images(), blocks, MIDDLES)
+    assert found.network.state_dict()["first_conv.0.weight"].dtype == torch.float32
+    torch.testing.assert_close(
+        found.network(images().float()), expected.float(), rtol=1e-4, atol=1e-4
+    )
+    assert_same(found.network.double(), expected)
