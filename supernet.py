@@ -11,15 +11,18 @@ split of the training images, the cost table (cost.json) and checkpoints.
 import argparse
 import logging
 import statistics
+from pathlib import Path
 
 import torch
 
 from spos.architecture import Candidate
+from spos.convert.weights import ConvertedWeights, read_weights
 from spos.cost.counting import build_cost_table
 from spos.data.split import apply_split, save_split
-from spos.errors import run_main
+from spos.errors import CheckpointError, run_main
 from spos.evaluation.build import build_evaluator
 from spos.evaluation.evaluator import Evaluator
+from spos.files import digest
 from spos.spaces import build_space, load_space_class
 from spos.supernet import Supernet
 from spos.training.flags import (
@@ -67,6 +70,10 @@ def parse_arguments() -> argparse.Namespace:
         "--macs-range", metavar="LOW:HIGH",
         help="of macs-uniform (default: the paper's, or mean +- 3 deviations)",
     )  # fmt: skip
+    group.add_argument(
+        "--weights", type=Path, metavar="FILE",
+        help="begin with the weights of a supernet, ours or another system's; --epochs 0: as it is",
+    )  # fmt: skip
     add_recipe_flags(parser)
     add_run_flags(parser, run_dir="runs/supernet")
     group = parser.add_argument_group("validation of sampled paths")
@@ -99,6 +106,8 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         "num_classes": len(inputs.data.train.classes),
         **parse_options(args.space_options),
     }
+    start = read_start(args.weights, args.space, options) if args.weights else None
+    options = dict(start.options) if start else options
     table = build_cost_table(args.space, options=options)
     macs_range = parse_range(args.macs_range, flag="--macs-range")
     sampler = build_sampler(args.sampler, table, seed=recipe.seed, macs_range=macs_range)
@@ -106,6 +115,8 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     config = {
         "space": args.space,
         "options": options,
+        "affine": start is not None and has_affine(start.network),
+        "weights": digest(args.weights) if start else None,
         "sampler": args.sampler,
         "macs_range": args.macs_range,
         "held_out": len(split.held_out),
@@ -126,7 +137,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         describe(args.space, inputs, recipe, len(training), len(split.held_out))
 
     torch.manual_seed(recipe.seed)
-    supernet = Supernet(build_space(args.space, options=options, affine=False))
+    supernet = build_supernet(start, args.space, options)
     evaluator = build_evaluator(supernet, inputs, split, calibration_images=calibration_images)
     paths = [UniformSampler(table.spec, seed=VAL_SEED).sample(n) for n in range(args.val_paths)]
     Training(
@@ -143,6 +154,28 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     ).fit()
     run.close()
     log.info("done: %s; next: python -m spos search start", args.run_dir)
+
+
+def read_start(path: Path, space: str, options: dict) -> ConvertedWeights:
+    """The supernet in a file, refused if it is a subnet or of another space."""
+    start = read_weights(path, space=space, options=options)
+    if start.arch is not None:
+        raise CheckpointError(
+            f"--weights {path}: holds the weights of one subnet, expected those of a supernet"
+        )
+    return start
+
+
+def build_supernet(start: ConvertedWeights | None, space: str, options: dict) -> Supernet:
+    if start is None:
+        return Supernet(build_space(space, options=options, affine=False))
+    assert isinstance(start.network, Supernet)
+    return start.network
+
+
+def has_affine(network: torch.nn.Module) -> bool:
+    norms = (each for each in network.modules() if isinstance(each, torch.nn.BatchNorm2d))
+    return any(norm.affine for norm in norms)
 
 
 def describe(

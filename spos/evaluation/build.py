@@ -91,7 +91,7 @@ class TrainedSupernet:
             raise CheckpointError(
                 f"{checkpoint}: was made by a run with other settings than {self.path}/args.json"
             )
-        space = build_space(config["space"], options=config["options"], affine=False)
+        space = build_space(config["space"], options=config["options"], affine=config["affine"])
         supernet = Supernet(space)
         load_weights_into(supernet, state["network"], source=str(checkpoint))
         supernet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -208,7 +208,8 @@ def fit_recipe(recipe: Recipe, args: argparse.Namespace, names: tuple[str, ...])
     if args.lr is None and args.batch_size:
         changes["lr"] = recipe.lr * args.batch_size / recipe.batch_size
     if args.warmup_epochs is None:
-        changes["warmup_epochs"] = min(recipe.warmup_epochs, (args.epochs or recipe.epochs) / 10)
+        epochs = recipe.epochs if args.epochs is None else args.epochs
+        changes["warmup_epochs"] = min(recipe.warmup_epochs, epochs / 10)
     changed = recipe.replace(changes)
     check_seed(changed.seed)
     return changed

@@ -113,6 +113,8 @@ class Training:
                     self._train_epoch(stop, status)
             finally:
                 status.close()
+        if self.total_steps == 0:
+            self._save()  # given weights, as they are
         return self._validate() if self.validate else {}
 
     def _train_epoch(self, stop: threading.Event, status: StatusLine) -> None:

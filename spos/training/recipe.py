@@ -25,7 +25,7 @@ class Recipe:
     """Everything that training does to the weights, but for the path and the images.
 
     Attributes:
-        epochs: passes over the training images.
+        epochs: passes over the training images; 0 trains nothing.
         batch_size: images of a step over all processes together.
         lr: learning rate at the start; it falls to 0, at every step.
         schedule: ``linear`` or ``cosine``.
@@ -52,7 +52,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("epochs", 1, math.inf),
+            ("epochs", 0, math.inf),
             ("batch_size", 1, math.inf),
             ("lr", 0, math.inf),
             ("warmup_epochs", 0, self.epochs),
