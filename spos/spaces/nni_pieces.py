@@ -26,18 +26,21 @@ with warnings.catch_warnings():
     # NNI 3.0 wraps every class of torch.nn and says of two of torch 2.13's that they are no modules
     warnings.filterwarnings("ignore", ".*not a nn.Module.*", RuntimeWarning)
     from nni.mutable import Categorical, CategoricalMultiple, Mutable, ensure_frozen, frozen_context
+    from nni.nas.nn import pytorch as _pytorch
     from nni.nas.nn.pytorch import (
         Cell,
         InputChoice,
         LayerChoice,
         ModelSpace,
-        MutableBatchNorm2d,
-        MutableConv2d,
         MutableModule,
         ParametrizedModule,
         Repeat,
     )
     from nni.nas.space import model_context
+
+# NNI writes the module of these two when it is first imported: no type checker knows them before.
+MutableBatchNorm2d: Any = getattr(_pytorch, "MutableBatchNorm2d")  # noqa: B009
+MutableConv2d: Any = getattr(_pytorch, "MutableConv2d")  # noqa: B009
 
 __all__ = [
     "Cell",
