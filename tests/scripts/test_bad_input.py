@@ -338,7 +338,8 @@ CASES = {
         ("--arch", "arch.json", "--device", "cuda"), run="supernet",
     ),
     "odd device": Case("supernet", ("--device gpu",), ("--device", "gpu")),
-    "no epochs": Case("supernet", ("--epochs 0",), ("--epochs", 0)),
+    "fewer epochs than none": Case("supernet", ("--epochs -1",), ("--epochs", -1)),
+    "no images in a batch": Case("scratch", ("--batch-size 0",), ("--batch-size", 0)),
     "negative seed": Case("scratch", ("seed -1",), ("--seed", -1)),
 }  # fmt: skip
 

@@ -56,7 +56,7 @@ def test_recipe_of_warmup_alone_has_a_rate_at_every_step():
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("epochs", 0),
+        ("epochs", -1),
         ("batch_size", 0),
         ("batch_size", -8),
         ("lr", -0.1),
@@ -143,10 +143,14 @@ def test_short_run_warms_up_for_a_tenth_at_most(epochs):
     assert fit(recipe, "--epochs", str(epochs), "--warmup-epochs", "0.5").warmup_epochs == 0.5
 
 
-@pytest.mark.parametrize("flag", ["--epochs", "--batch-size"])
-def test_flag_of_zero_is_refused(flag):
-    with pytest.raises(ConfigError, match=f"{flag} 0: expected"):
-        fit(RECIPE, flag, "0")
+@pytest.mark.parametrize("flag, value", [("--epochs", "-1"), ("--batch-size", "0")])
+def test_flag_out_of_range_is_refused(flag, value):
+    with pytest.raises(ConfigError, match=f"{flag} {value}: expected"):
+        fit(RECIPE, flag, value)
+
+
+def test_no_epochs_train_nothing():
+    assert fit(RECIPE.replace({"warmup_epochs": 5.0}), "--epochs", "0").warmup_epochs == 0
 
 
 @pytest.mark.parametrize("seed", ["-1", str(2**64)])
