@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from forked import ROOT
 from tiny_space import TINY, write_data
 
 from spos.search.results import read_entries

@@ -8,7 +8,7 @@ import sys
 from functools import cache
 
 import pytest
-from conftest import ROOT
+from forked import ROOT
 
 from spos.__main__ import COMMANDS
 
