@@ -6,8 +6,10 @@ Imports the search side only; never torch.
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     best.add_argument("id", nargs="?", help="the experiment; by default the latest")
     best.add_argument("--output", type=Path, help="write the architecture to this file")
     best.add_argument("--top", type=int, default=5, help="how many to list (default: 5)")
+    best.add_argument("--json", action="store_true", help="print one JSON object")
     best.set_defaults(run=_best)
     for action in (start, resume, best):
         action.add_argument(
@@ -91,7 +94,12 @@ def _best(args: argparse.Namespace) -> int:
             save_architecture(args.output, arch)
         except OSError as problem:
             raise SearchError(f"--output {args.output}: {problem.strerror or problem}") from None
-    _print_result(known.id, log, read_entries(log), num_listed=args.top)
+    entries = read_entries(log)
+    if args.json:
+        ranking = [asdict(each) for each in _rank(entries)[: args.top]]
+        print(json.dumps({"experiment": known.id, "folder": str(log), "best": ranking}))
+        return 0
+    _print_result(known.id, log, entries, num_listed=args.top)
     if args.output:
         print(f"wrote {args.output}")
     return 0
@@ -159,10 +167,9 @@ class _Signals:
 def _print_result(
     experiment_id: str, log: Path, entries: Sequence[Entry], *, num_listed: int
 ) -> None:
-    scored = [each for each in entries if each.score is not None]
-    ranking = sorted(scored, key=lambda each: -(each.score or 0.0))
-    failed = len(entries) - len(scored)
-    print(f"experiment {experiment_id}: {len(scored)} candidates evaluated, {failed} failed")
+    ranking = _rank(entries)
+    failed = len(entries) - len(ranking)
+    print(f"experiment {experiment_id}: {len(ranking)} candidates evaluated, {failed} failed")
     if not ranking:
         return
     print(f"{'rank':>4}  {'architecture':12}  {'score':>8}  {'MACs':>10}  {'params':>9}  round")
@@ -174,6 +181,12 @@ def _print_result(
     print(f"all candidates: {log / JOURNAL}")
     print(f"best architecture: {log / BEST}")
     print(f"train it: python scratch.py --fixed-arc {log / BEST}")
+
+
+def _rank(entries: Sequence[Entry]) -> list[Entry]:
+    """The scored candidates, best first."""
+    scored = [each for each in entries if each.score is not None]
+    return sorted(scored, key=lambda each: -(each.score or 0.0))
 
 
 def _scaled(count: float | None) -> str:
