@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -322,12 +323,18 @@ def test_waiting_worker_does_not_hinder_closing(make_images: MakeImages) -> None
 
 def is_group_alive(group: int) -> bool:
     for _ in range(100):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
+        if not any(is_member(each, group) for each in psutil.process_iter()):
             return False
         time.sleep(0.1)
     return True
+
+
+def is_member(process: psutil.Process, group: int) -> bool:
+    """Whether it belongs to the group and is more than an entry that nobody has waited for yet."""
+    try:
+        return os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
 
 
 def test_loaders_agree_on_unusual_files(tmp_path: Path, photographs: ImageSet) -> None:
