@@ -95,6 +95,11 @@ def test_every_score_belongs_to_its_architecture(work, search):
 def test_the_winner_trains_from_scratch_and_is_summed_up(work, search):
     best = run(work, sys.executable, "-m", "spos", "search", "best", "--output", "best.json")
     assert "best.json" in best
+    text = run(work, sys.executable, "-m", "spos", "search", "best", "--top", 3, "--json")
+    listed = json.loads(text)["best"]
+    assert [each["score"] for each in listed] == sorted(
+        (each.score for each in read_entries(search)), reverse=True
+    )[:3]
     run(
         work, sys.executable, ROOT / "scratch.py", "--fixed-arc", "best.json", "--space", TINY,
         "--data-dir", "images", "--run-dir", "scratch", "--epochs", 6, "--batch-size", 12,

@@ -6,8 +6,10 @@ Imports the search side only; never torch.
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     best.add_argument("--output", type=Path, help="write the architecture to this file")
     best.add_argument("--top", type=int, default=5, help="how many to list (default: 5)")
+    best.add_argument("--json", action="store_true", help="print one JSON object")
     best.set_defaults(run=_best)
     for action in (start, resume, best):
         action.add_argument(
@@ -116,7 +119,14 @@ def _best(args: argparse.Namespace) -> int:
             save_architecture(args.output, arch)
         except OSError as problem:
             raise SearchError(f"--output {args.output}: {problem.strerror or problem}") from None
-    _print_result(name, log, read_entries(log), num_listed=args.top)
+    entries = read_entries(log)
+    if args.json:
+        ranking = [asdict(each) for each in _rank(entries)[: args.top]]
+        front = [arch.id for arch in read_front(log)]
+        value = {"experiment": name, "folder": str(log), "best": ranking}
+        print(json.dumps({**value, "front": front} if front else value))
+        return 0
+    _print_result(name, log, entries, num_listed=args.top)
     if args.output:
         print(f"wrote {args.output}")
     return 0
@@ -184,10 +194,9 @@ class _Signals:
 def _print_result(
     experiment_id: str | None, log: Path, entries: Sequence[Entry], *, num_listed: int
 ) -> None:
-    scored = [each for each in entries if each.score is not None]
-    ranking = sorted(scored, key=lambda each: -(each.score or 0.0))
-    failed = len(entries) - len(scored)
-    print(f"{_title(experiment_id, log)}: {len(scored)} candidates evaluated, {failed} failed")
+    ranking = _rank(entries)
+    failed = len(entries) - len(ranking)
+    print(f"{_title(experiment_id, log)}: {len(ranking)} candidates evaluated, {failed} failed")
     if not ranking:
         return
     print(f"{'rank':>4}  {_HEADER}")
@@ -217,6 +226,12 @@ def _columns(entry: Entry) -> str:
 
 def _title(experiment_id: str | None, log: Path) -> str:
     return f"search in {log}" if experiment_id is None else f"experiment {experiment_id}"
+
+
+def _rank(entries: Sequence[Entry]) -> list[Entry]:
+    """The scored candidates, best first."""
+    scored = [each for each in entries if each.score is not None]
+    return sorted(scored, key=lambda each: -(each.score or 0.0))
 
 
 def _scaled(count: float | None) -> str:

@@ -120,7 +120,7 @@ def test_killed_run_continues_to_the_same_weights(trained, uninterrupted, tiny_s
             lambda: sorted(run.glob("checkpoints/*.json")) > before[1],  # noqa: B023
             running=script.process,
         )
-        time.sleep(rng.uniform(0, 0.1))
+        time.sleep(rng.uniform(0, 0.03))
         script.send(signal.SIGKILL)
         assert script.wait().status == -signal.SIGKILL
     assert not (run / "best.safetensors").exists()

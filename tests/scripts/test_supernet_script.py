@@ -122,7 +122,7 @@ def test_run_killed_again_and_again_continues_to_the_same_weights(trained, unint
         before = newest_step(run)
         script = Script("supernet.py", *words, folder=trained.folder)
         wait_until(lambda: newest_step(run) > before, running=script.process)  # noqa: B023
-        time.sleep(rng.uniform(0, 0.1))
+        time.sleep(rng.uniform(0, 0.03))
         script.send(signal.SIGKILL)
         assert script.wait().status == -signal.SIGKILL
     assert newest_step(run) < 144, "the run was over before the last kill"
