@@ -1,15 +1,17 @@
 """Searches in one process: pytest tests/search/test_local.py"""
 
 import json
-import multiprocessing
-import os
 import random
 import signal
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 import yaml
-from toy_trial import toy_score, toy_spec, toy_table
+from toy_trial import toy_score, toy_table
 
 from spos.__main__ import main
 from spos.commands import search_run
@@ -32,10 +34,28 @@ def outcome(folder) -> list[tuple]:
     return [(each.id, each.score, each.round) for each in read_entries(folder)]
 
 
+class QuietServer:
+    """NNI's REST server, which ends the experiment when the tuner says so."""
+
+    has_ended = threading.Event()
+
+    @classmethod
+    def of_tuner(cls, _channel):
+        return cls()
+
+    def trials(self):
+        return []
+
+    def end_after(self, _number):
+        self.has_ended.set()
+
+
 @pytest.mark.parametrize("searcher", METHODS)
 def test_result_is_that_of_the_tuner(tmp_path, monkeypatch, searcher):
     """The same seed and one trial at a time: the same candidates, files and winner."""
     (tmp_path / "nni").mkdir()
+    monkeypatch.setattr("spos.search.tuner.NniServer", QuietServer)
+    monkeypatch.setattr("spos.search.tuner.POLL_SECONDS", 0.01)
     toy_table().save(tmp_path / "cost.json")
     monkeypatch.chdir(tmp_path / "nni")
     monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path))
@@ -56,33 +76,49 @@ def test_result_is_that_of_the_tuner(tmp_path, monkeypatch, searcher):
     assert files[0] == files[1] and len(files[0]) >= 3
 
 
-def search_slowly(folder) -> None:
-    def evaluate(choices):
-        with open(folder / "evaluated.log", "a") as file:
-            file.write(toy_spec().architecture(choices).id + "\n")
-        time.sleep(0.01)
-        return toy_score(choices)
+SEARCH_SLOWLY = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from toy_trial import toy_score, toy_spec, toy_table
+from spos.search.aging import AgingEvolution
+from spos.search.feasible import FeasibleSpace
+from spos.search.local import run_search
+from spos.search.searcher import Search
 
-    run_search(make_search("aging"), evaluate, folder=folder)
+folder = Path(sys.argv[2])
+
+def evaluate(choices):
+    with open(folder / "evaluated.log", "a") as file:
+        file.write(toy_spec().architecture(choices).id + "\\n")
+    time.sleep(0.02)
+    return toy_score(choices)
+
+method = AgingEvolution(rounds=3, population=6, seed=1)
+run_search(Search(FeasibleSpace(toy_table()), method), evaluate, folder=folder)
+"""
 
 
 def test_search_killed_at_random_moments_ends_as_if_it_was_not(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     run_search(make_search("aging"), toy_score, folder=whole)
     killed.mkdir()
-    generator, num_kills = random.Random(0), 0
-    for _ in range(60):
-        process = multiprocessing.get_context("fork").Process(target=search_slowly, args=(killed,))
-        process.start()
-        process.join(generator.uniform(0.02, 0.2))
-        if process.exitcode == 0:
-            break
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        num_kills += 1
-    assert outcome(killed) == outcome(whole) and num_kills > 2
-    evaluated = (killed / "evaluated.log").read_text().splitlines()
-    assert len(evaluated) <= 18 + num_kills and len(set(evaluated)) == 18
+    evaluated = killed / "evaluated.log"
+    evaluated.touch()
+    command = [sys.executable, "-c", SEARCH_SLOWLY, str(Path(__file__).parent), str(killed)]
+    generator = random.Random(0)
+    for _ in range(4):
+        until = len(evaluated.read_text().splitlines()) + generator.randint(1, 4)
+        with subprocess.Popen(command) as process:
+            while len(evaluated.read_text().splitlines()) < until and process.poll() is None:
+                time.sleep(0.001)
+            time.sleep(generator.uniform(0, 0.04))  # in an evaluation, or between two
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+    subprocess.run(command, check=True)
+    assert outcome(killed) == outcome(whole)
+    begun = evaluated.read_text().splitlines()
+    assert len(begun) <= 18 + 4 and len(set(begun)) == 18
 
 
 def test_failures_are_tried_once_more_and_kept_with_their_reason(tmp_path):
