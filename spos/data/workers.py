@@ -6,10 +6,12 @@ Imports torch, `spos.errors` and the folder, decoding and scheduling of this pac
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import signal
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -88,7 +90,8 @@ class BatchWorkers(Generic[T]):
         self._turn += 1
         turn = self._turn
         self._batches.choose(epoch, start)
-        self._iterator = iter(self._loader)
+        with _nothing_to_collect() if turn == 1 else nullcontext():  # workers start at the first
+            self._iterator = iter(self._loader)
         while (result := self._next()) is not None:
             if isinstance(result, BadImage):
                 raise result.error()
@@ -117,6 +120,21 @@ class BatchWorkers(Generic[T]):
             iterator._shutdown_workers()
             for process in iterator._workers:
                 process.kill()  # one that waits for a dead disk does nothing else
+
+
+@contextmanager
+def _nothing_to_collect() -> Iterator[None]:
+    """Processes forked here never collect garbage of this one.
+
+    A DALI pipeline among it, ended in a forked process, would wait for threads that only this
+    process has.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 _open: weakref.WeakSet[BatchWorkers[Any]] = weakref.WeakSet()

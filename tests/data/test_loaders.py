@@ -358,6 +358,37 @@ def test_loaders_agree_on_unusual_files(tmp_path: Path, photographs: ImageSet) -
     } == {}
 
 
+GARBAGE = """
+import gc, os, sys
+from spos.data.folder import scan_folder
+from spos.data.loader import build_loader
+
+def build(backend, workers):
+    return build_loader(
+        scan_folder(sys.argv[1]), backend=backend, image_size=8, augmentation=None, batch_size=2,
+        shuffle=False, num_workers=workers,
+    )
+
+gc.disable()
+old = build("dali", 0)
+list(old.epoch(0))
+old.cycle = old
+del old  # garbage that only a collection ends
+os.register_at_fork(after_in_child=gc.collect)
+loader = build("torchvision", 1)
+print(len(list(loader.epoch(0))))
+loader.close()
+"""
+
+
+def test_worker_outlives_an_old_pipeline_among_the_garbage(make_images: MakeImages) -> None:
+    pytest.importorskip("nvidia.dali")
+    images = make_images(3)
+    command = [sys.executable, "-c", GARBAGE, str(images.root)]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=45)
+    assert (finished.returncode, finished.stdout) == (0, "3\n"), finished.stderr
+
+
 def test_missing_dali_names_the_extra(
     make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
