@@ -10,6 +10,7 @@ from spos.errors import run_main
 # command -> what it does; each has a module `spos.commands.<command>` with `configure(parser)`,
 # which adds its flags and sets the default `run`, a function of the parsed flags.
 COMMANDS = {
+    "bench": "how many queries each searcher needs on a table of trained networks",
     "convert": "turn architectures and weights of other systems into ours, and back",
     "cost": "what a network costs in any system's convention; cost tables and profiles",
     "data": "make the embedded data set, split a data set, find undecodable images",

@@ -1,4 +1,4 @@
-"""`python -m spos search start | resume | best`: an architecture search on NNI, safely.
+"""`python -m spos search start | resume | run | best`: an architecture search, on NNI or without.
 
 Imports the search side only; never torch.
 """
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spos.architecture import load_architecture, save_architecture
+from spos.commands import search_run
 from spos.errors import SearchError
 from spos.search.experiment import Changes, check_port, prepare_experiment
 from spos.search.launch import (
@@ -25,7 +26,7 @@ from spos.search.launch import (
     stop_experiment,
 )
 from spos.search.record import read_progress
-from spos.search.results import BEST, JOURNAL, Entry, read_entries
+from spos.search.results import BEST, FRONT, JOURNAL, Entry, read_entries, read_front
 from spos.search.watch import watch_experiment
 
 
@@ -33,21 +34,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the three actions."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
     start = actions.add_parser("start", help="start a search and show its progress to the end")
-    start.add_argument("--config", type=Path, default=Path("config_search.yml"))
-    start.add_argument("--rounds", type=int, help="number of rounds (tuner.classArgs.rounds)")
-    start.add_argument("--population", type=int, help="candidates of a round")
-    start.add_argument("--seed", type=int, help="of the search")
-    start.add_argument("--max-macs", help="upper limit of multiply-adds, such as 330M")
     start.add_argument("--concurrency", type=int, help="trials at once (trialConcurrency)")
     start.add_argument("--trial-command", help="in place of the file's trialCommand")
     start.set_defaults(run=_start)
+    run = actions.add_parser("run", help="the same search in one process, without NNI's server")
+    for action in (start, run):
+        action.add_argument("--config", type=Path, default=Path("config_search.yml"))
+        action.add_argument("--rounds", type=int, help="number of rounds (tuner.classArgs.rounds)")
+        action.add_argument("--population", type=int, help="candidates of a round")
+        action.add_argument("--seed", type=int, help="of the search")
+        action.add_argument("--max-macs", help="upper limit of multiply-adds, such as 330M")
+    search_run.configure(run)
+    run.set_defaults(run=_run)
     resume = actions.add_parser("resume", help="continue a search that was stopped or killed")
     resume.add_argument("id", help="the experiment, as `search start` printed it")
     resume.set_defaults(run=_resume)
     for action in (start, resume):
         action.add_argument("--port", type=int, default=8080, help="of NNI's server and WebUI")
     best = actions.add_parser("best", help="print or copy the best architecture of a search")
-    best.add_argument("id", nargs="?", help="the experiment; by default the latest")
+    best.add_argument(
+        "id", nargs="?", help="the experiment, or the folder of `search run`; by default the latest"
+    )
     best.add_argument("--output", type=Path, help="write the architecture to this file")
     best.add_argument("--top", type=int, default=5, help="how many to list (default: 5)")
     best.add_argument("--json", action="store_true", help="print one JSON object")
@@ -60,6 +67,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _start(args: argparse.Namespace) -> int:
     check_port(args.port)
+    print(f"checking {args.config} and writing its search space ...", flush=True)
+    changes = Changes(_class_args(args), args.concurrency, args.trial_command, args.experiments_dir)
+    prepared = prepare_experiment(args.config, changes)
+    return _guarded(lambda: start_experiment(prepared.config, port=args.port), prepared.num_planned)
+
+
+def _class_args(args: argparse.Namespace) -> dict[str, Any]:
+    """The tuner's arguments that were given as flags."""
     class_args: dict[str, Any] = {
         name: value
         for name in ("rounds", "population", "seed")
@@ -67,10 +82,17 @@ def _start(args: argparse.Namespace) -> int:
     }
     if args.max_macs is not None:
         class_args["constraints"] = {"macs": args.max_macs}
-    print(f"checking {args.config} and writing its search space ...", flush=True)
-    changes = Changes(class_args, args.concurrency, args.trial_command, args.experiments_dir)
-    prepared = prepare_experiment(args.config, changes)
-    return _guarded(lambda: start_experiment(prepared.config, port=args.port), prepared.num_planned)
+    return class_args
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        search_run.run_locally(args, _class_args(args))
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues")
+        return 128 + signal.SIGINT
+    _print_result(None, args.output_dir, read_entries(args.output_dir), num_listed=5)
+    return 0
 
 
 def _resume(args: argparse.Namespace) -> int:
@@ -84,10 +106,13 @@ def _resume(args: argparse.Namespace) -> int:
 
 
 def _best(args: argparse.Namespace) -> int:
-    known = find_search(args.id, args.experiments_dir)
-    log = known.folder / "log"
+    if args.id and (Path(args.id) / JOURNAL).exists():
+        name, log = None, Path(args.id)
+    else:
+        known = find_search(args.id, args.experiments_dir)
+        name, log = known.id, known.folder / "log"
     if not (log / BEST).exists():
-        raise SearchError(f"experiment {known.id} has no result yet ({log / BEST} is not there)")
+        raise SearchError(f"{_title(name, log)} has no result yet ({log / BEST} is not there)")
     arch = load_architecture(log / BEST)
     if args.output:
         try:
@@ -97,9 +122,11 @@ def _best(args: argparse.Namespace) -> int:
     entries = read_entries(log)
     if args.json:
         ranking = [asdict(each) for each in _rank(entries)[: args.top]]
-        print(json.dumps({"experiment": known.id, "folder": str(log), "best": ranking}))
+        front = [arch.id for arch in read_front(log)]
+        value = {"experiment": name, "folder": str(log), "best": ranking}
+        print(json.dumps({**value, "front": front} if front else value))
         return 0
-    _print_result(known.id, log, entries, num_listed=args.top)
+    _print_result(name, log, entries, num_listed=args.top)
     if args.output:
         print(f"wrote {args.output}")
     return 0
@@ -165,22 +192,40 @@ class _Signals:
 
 
 def _print_result(
-    experiment_id: str, log: Path, entries: Sequence[Entry], *, num_listed: int
+    experiment_id: str | None, log: Path, entries: Sequence[Entry], *, num_listed: int
 ) -> None:
     ranking = _rank(entries)
     failed = len(entries) - len(ranking)
-    print(f"experiment {experiment_id}: {len(ranking)} candidates evaluated, {failed} failed")
+    print(f"{_title(experiment_id, log)}: {len(ranking)} candidates evaluated, {failed} failed")
     if not ranking:
         return
-    print(f"{'rank':>4}  {'architecture':12}  {'score':>8}  {'MACs':>10}  {'params':>9}  round")
+    print(f"{'rank':>4}  {_HEADER}")
     for rank, each in enumerate(ranking[:num_listed], start=1):
-        macs, params = (_scaled(each.metrics.get(name)) for name in ("macs", "params"))
-        print(f"{rank:4}  {each.id:12}  {each.score:8.4f}  {macs:>10}  {params:>9}  {each.round:5}")
+        print(f"{rank:4}  {_columns(each)}")
     median = ranking[len(ranking) // 2]
     print(f"median  {median.id:12}  {median.score:8.4f}")
+    front, by_id = read_front(log), {each.id: each for each in ranking}
+    if front:
+        print(f"\nbest score at every cost, cheapest first: {log / FRONT}")
+        print(f"{'':4}  {_HEADER}")
+        for each in (by_id[arch.id] for arch in front if arch.id in by_id):
+            print(f"{'':4}  {_columns(each)}")
+        print()
     print(f"all candidates: {log / JOURNAL}")
     print(f"best architecture: {log / BEST}")
     print(f"train it: python scratch.py --fixed-arc {log / BEST}")
+
+
+_HEADER = f"{'architecture':12}  {'score':>8}  {'MACs':>10}  {'params':>9}  round"
+
+
+def _columns(entry: Entry) -> str:
+    macs, params = (_scaled(entry.metrics.get(name)) for name in ("macs", "params"))
+    return f"{entry.id:12}  {entry.score:8.4f}  {macs:>10}  {params:>9}  {entry.round:5}"
+
+
+def _title(experiment_id: str | None, log: Path) -> str:
+    return f"search in {log}" if experiment_id is None else f"experiment {experiment_id}"
 
 
 def _rank(entries: Sequence[Entry]) -> list[Entry]:

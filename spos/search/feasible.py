@@ -17,6 +17,7 @@ from spos.cost.table import Constraint, CostTable
 from spos.errors import ConstraintError
 
 MAX_DRAWS = 10_000  # of one architecture, before it is said that there is no further one
+LISTED_DRAWS = 16  # from a list before what is left of it is listed; the result is as uniform
 MAX_LISTED = 20_000  # spaces up to this size are listed, so that their exhaustion is certain
 
 Genes = tuple[int, ...]  # the number of the chosen candidate for every label, in network order
@@ -43,6 +44,7 @@ class FeasibleSpace:
         self.table, self.constraints = table, tuple(constraints)
         self.spec: SearchSpec = table.spec
         self._candidates = list(self.spec.choices.values())
+        self.sizes = [len(each) for each in self._candidates]  # candidates of every label
         self._listed = self._list() if self.spec.num_architectures <= MAX_LISTED else None
         self._axis = None
         if self._listed is None and constraints and table.is_separable:
@@ -80,6 +82,10 @@ class FeasibleSpace:
         None is certain for a listed space and after `MAX_DRAWS` vain draws for a larger one.
         """
         if self._listed is not None:
+            for _ in range(LISTED_DRAWS if self._listed else 0):
+                genes = self._listed[int(generator.random() * len(self._listed))]
+                if genes not in seen:
+                    return genes
             unseen = [genes for genes in self._listed if genes not in seen]
             return unseen[int(generator.random() * len(unseen))] if unseen else None
         for _ in range(MAX_DRAWS):

@@ -17,10 +17,19 @@ from typing import Any
 from spos.architecture import Architecture, Choices, SearchSpec
 from spos.errors import ArchitectureError, SearchError
 from spos.files import read_json, write_text
-from spos.search.evolution import Evolution
-from spos.search.results import Entry, append_entry, read_entries, save_best, save_round
+from spos.search.pareto import ParetoEvolution, find_front, measure
+from spos.search.results import (
+    Entry,
+    append_entry,
+    read_entries,
+    save_best,
+    save_front,
+    save_round,
+)
+from spos.search.searcher import Search
 
 STATE_VERSION = 1
+NUM_BEST = 10  # architectures kept after each round
 
 _logger = logging.getLogger("nni.spos.search")  # below "nni", so that it reaches dispatcher.log
 
@@ -78,7 +87,7 @@ class SearchRecord:
         state_path: file of the state that a later process continues from.
     """
 
-    def __init__(self, search: Evolution, *, folder: Path, state_path: Path) -> None:
+    def __init__(self, search: Search, *, folder: Path, state_path: Path) -> None:
         self.search = search
         self.spec = search.space.spec
         self._folder, self._state_path = folder, state_path
@@ -119,7 +128,8 @@ class SearchRecord:
             self._num_saved_rounds += 1
             ranking = search.ranking(last_round=self._num_saved_rounds)
             best = [self._architecture(each.choices) for each in ranking]
-            save_round(self._folder, self._num_saved_rounds, best[: search.settings.num_parents])
+            save_round(self._folder, self._num_saved_rounds, best[:NUM_BEST])
+            self._save_front()
         state = {"version": STATE_VERSION, "problem": problem, "search": search.state()}
         write_text(self._state_path, json.dumps(state, allow_nan=False))
 
@@ -174,6 +184,17 @@ class SearchRecord:
         if best is not None and best != self._best:
             save_best(self._folder, best)
             self._best = best
+
+    def _save_front(self) -> None:
+        """Write the architectures that none beats in score and costs, cheapest first."""
+        search, method = self.search, self.search.method
+        if not isinstance(method, ParetoEvolution):
+            return
+        genes, losses = measure(search.space, search.history, method.costs)
+        numbers = find_front(losses).nonzero()[0].tolist()
+        numbers.sort(key=lambda number: losses[number, 1])
+        front = [self._architecture(search.space.choices(genes[number])) for number in numbers]
+        save_front(self._folder, front)
 
     def _architecture(self, choices: Choices) -> Architecture:
         arch = self.spec.architecture(choices)

@@ -7,6 +7,8 @@ A search's folder is the NNI tuner's working directory (``$HOME/nni-experiments/
     search.jsonl                    one line for each settled candidate, oldest first
     checkpoints/best.json           the best architecture so far
     checkpoints/round_001/01_*.json the best architectures when all of rounds 1 to 1 was settled
+    checkpoints/front/001_*.json    of a search with several objectives: what none beats, cheapest
+                                    first, as of the last completed round
     ../checkpoint/search.json       the state that `nnictl resume` continues from
 """
 
@@ -19,12 +21,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from spos.architecture import Architecture, Candidate, save_architecture
+from spos.architecture import Architecture, Candidate, load_architecture, save_architecture
 from spos.errors import SearchError
 from spos.files import append_journal, read_journal
 
 JOURNAL = "search.jsonl"
 BEST = "checkpoints/best.json"
+FRONT = "checkpoints/front"
 STATE_FILE = "search.json"  # in NNI's checkpoint folder of the experiment
 
 
@@ -97,6 +100,29 @@ def save_round(folder: Path, number: int, architectures: Sequence[Architecture])
     for rank, arch in enumerate(architectures, start=1):
         save_architecture(temporary / f"{rank:02d}_{arch.id}.json", arch)
     os.replace(temporary, target)
+
+
+def save_front(folder: Path, architectures: Sequence[Architecture]) -> None:
+    """Write the Pareto front in place of the one before; every file is whole at any time."""
+    target = folder / FRONT
+    target.mkdir(parents=True, exist_ok=True)
+    old = set(target.glob("*.json"))
+    for number, arch in enumerate(architectures, start=1):
+        path = target / f"{number:03d}_{arch.id}.json"
+        if path not in old:
+            save_architecture(path, arch)
+        old.discard(path)
+    for path in old:
+        path.unlink()
+
+
+def read_front(folder: Path) -> list[Architecture]:
+    """The Pareto front, cheapest first; empty if the search has none.
+
+    Raises:
+        ArchitectureError: if a file is damaged.
+    """
+    return [load_architecture(path) for path in sorted((folder / FRONT).glob("*.json"))]
 
 
 def _parse_entry(line: Any) -> Entry | None:

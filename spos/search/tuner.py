@@ -1,4 +1,4 @@
-"""The NNI tuner around `Evolution`: hands out candidates, keeps what came of them on disk.
+"""The NNI tuner around a search: hands out candidates, keeps what came of them on disk.
 
 Imports NNI and the rest of the search; never torch (the tuner must start within ten seconds).
 
@@ -38,7 +38,7 @@ from nni.tuner import Tuner
 
 from spos.architecture import Choices
 from spos.errors import SearchError, SposError
-from spos.search.arguments import ExperimentPaths, build_evolution
+from spos.search.arguments import ExperimentPaths, build_search
 from spos.search.feasible import check_search_space
 from spos.search.nni_server import NniServer
 from spos.search.record import Result, SearchRecord, read_result
@@ -61,21 +61,16 @@ class _Issued:
     began: float
 
 
-class EvolutionTuner(Tuner):
-    """Evolutionary search for ``nnictl create`` (see ``config_search.yml``).
+class SearchTuner(Tuner):
+    """Any of our searchers for ``nnictl create`` (see ``config_search.yml``).
 
     Args:
-        population: candidates of a round.
-        rounds: number of rounds, the random first one included.
-        num_parents: best candidates so far to breed from; by default a fifth of the population.
-        num_mutations: mutated children of a round; by default half of the population.
-        num_crossovers: crossed children of a round; by default half of the population.
-        mutation_probability: of drawing a choice anew.
-        seed: of every random draw.
+        searcher: one of `spos.search.arguments.METHODS`.
         constraints: metric of the cost table -> ``[low, high]`` or an upper bound, such as
             ``{macs: [0, 330M]}``.
         cost_table: path of the cost table, relative to ``codeDirectory``; by default ``cost.json``
             beside the search-space file.
+        settings: those of the searcher, such as ``rounds``, ``population`` and ``seed``.
 
     Raises:
         SposError: if an argument is wrong or a constraint cannot be met.
@@ -83,28 +78,18 @@ class EvolutionTuner(Tuner):
 
     def __init__(
         self,
-        population: int = 50,
-        rounds: int = 20,
-        num_parents: int | None = None,
-        num_mutations: int | None = None,
-        num_crossovers: int | None = None,
-        mutation_probability: float = 0.1,
-        seed: int = 0,
+        searcher: str = "evolution",
         constraints: Mapping[str, Any] | None = None,
         cost_table: str | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__()
-        search = build_evolution(
+        search = build_search(
             ExperimentPaths.of_dispatcher(sys.argv),
-            population=population,
-            rounds=rounds,
-            num_parents=num_parents,
-            num_mutations=num_mutations,
-            num_crossovers=num_crossovers,
-            mutation_probability=mutation_probability,
-            seed=seed,
+            searcher=searcher,
             constraints=constraints,
             cost_table=cost_table,
+            **settings,
         )
         state_path = Path(os.environ.get("NNI_CHECKPOINT_DIRECTORY", ".")) / STATE_FILE
         self._record = SearchRecord(search, folder=Path.cwd(), state_path=state_path)
@@ -131,7 +116,7 @@ class EvolutionTuner(Tuner):
         Raises:
             SposError: as the constructor.
         """
-        return build_evolution(paths, **arguments).settings.num_planned
+        return build_search(paths, **arguments).num_planned
 
     # -- what NNI calls ------------------------------------------------------------------------
 
@@ -308,6 +293,9 @@ class EvolutionTuner(Tuner):
             if num_quiet >= QUIET_POLLS:
                 with self._event():
                     self._record.lose_running()
+
+
+EvolutionTuner = SearchTuner  # its name where the searcher is the default one
 
 
 def _exit_with_manager() -> None:

@@ -9,29 +9,25 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from toy_trial import toy_score, toy_spec, toy_table
 
-from spos.architecture import SearchSpec
 from spos.cost.table import Constraint
 from spos.errors import ArchitectureError, ConfigError, SearchError
-from spos.search.evolution import MAX_ATTEMPTS, Evolution
+from spos.search.evolution import Evolution
 from spos.search.feasible import FeasibleSpace
-from spos.search.settings import EvolutionSettings
+from spos.search.searcher import Search
 
 
-def make_search(*, num_layers=20, constraints=(), **changes) -> Evolution:
+def make_search(*, num_layers=20, constraints=(), **changes) -> Search:
     space = FeasibleSpace(toy_table(toy_spec(num_layers)), constraints)
-    return Evolution(space, EvolutionSettings(**changes))
+    return Search(space, Evolution(**changes))
 
 
 def key(choices) -> tuple:
     return tuple(sorted(choices.items()))
 
 
-def run(search: Evolution, score=toy_score) -> list[dict]:
+def run(search: Search, score=toy_score) -> list[dict]:
     asked = []
     while (choices := search.ask()) is not None:
         asked.append(choices)
@@ -40,14 +36,14 @@ def run(search: Evolution, score=toy_score) -> list[dict]:
 
 
 def test_defaults_are_those_of_the_official_code():
-    defaults = EvolutionSettings()
+    defaults = Evolution()
     assert (defaults.rounds, defaults.population, defaults.num_parents) == (20, 50, 10)
     assert (defaults.num_mutations, defaults.num_crossovers) == (25, 25)
-    assert (defaults.mutation_probability, defaults.num_planned) == (0.1, 1000)
+    assert (defaults.mutation_probability, defaults.rounds * defaults.population) == (0.1, 1000)
 
 
 def test_shares_follow_the_population():
-    small = EvolutionSettings(population=3)
+    small = Evolution(population=3)
     assert (small.num_parents, small.num_mutations, small.num_crossovers) == (1, 1, 1)
 
 
@@ -64,11 +60,13 @@ def test_shares_follow_the_population():
         ("mutation_probability", "often"),
         ("seed", -1),
         ("max_failures", 0),
+        ("lucky_probability", 2),
+        ("mutates_crossed", 1),
     ],
 )
 def test_wrong_settings_are_named(name, value):
     with pytest.raises(ConfigError, match=name):
-        EvolutionSettings(**{name: value})
+        Evolution(**{name: value})
 
 
 def test_full_search_meets_its_limit_without_duplicates():
@@ -109,6 +107,37 @@ def test_mutation_changes_about_a_tenth_of_a_parent():
     ]
     # A gene is drawn anew with probability 0.1 and then differs in three of four cases.
     assert 1 <= sum(distances) / len(distances) <= 2.5
+
+
+def test_lucky_candidates_are_parents_too():
+    changes = {"rounds": 2, "population": 40, "num_mutations": 0, "num_crossovers": 32}
+    best = make_search(**changes)
+    run(best)
+    lucky = make_search(lucky_probability=1.0, **changes)
+    run(lucky)
+    parents = [each.choices for each in lucky.ranking(last_round=1)]
+    kept = {label: {each[label] for each in parents[:8]} for label in parents[0]}
+    children = [each.choices for each in lucky.ranking() if each.round == 2]
+    foreign = [child for child in children if any(child[k] not in kept[k] for k in child)]
+    assert len(foreign) > 20
+    assert best.ranking(last_round=1) == lucky.ranking(last_round=1)
+
+
+def test_crossed_children_are_mutated_if_wanted():
+    """The genetic search of CanyonWind: joint crossover and mutation of the best and a few."""
+    search = make_search(
+        rounds=2, population=40, num_mutations=0, num_crossovers=32, mutates_crossed=True
+    )
+    asked = run(search)
+    parents = [each.choices for each in search.ranking(last_round=1)[:8]]
+    drawn = [label for child in asked[40:72] for label in child]
+    strange = [
+        label
+        for child in asked[40:72]
+        for label in child
+        if child[label] not in {each[label] for each in parents}
+    ]
+    assert 0 < len(strange) < 0.1 * len(drawn)
 
 
 def test_concurrent_workers_never_wait():
@@ -204,7 +233,7 @@ def test_exhausted_constraint_finishes_the_search():
     table = toy_table(toy_spec(20))
     low, _ = table.bounds("macs")
     limit = Constraint("macs", high=low + 30)  # layer_1 +10 .. +30, layer_2 +20, layer_3 +30: 7
-    search = Evolution(FeasibleSpace(table, [limit]))
+    search = Search(FeasibleSpace(table, [limit]), Evolution())
     asked = run(search)
     assert len(asked) == 7 and search.is_finished
     assert all(limit.allows(table, each) for each in asked)
@@ -255,7 +284,7 @@ def test_results_from_elsewhere_are_parents_but_not_planned():
 def test_result_from_elsewhere_must_meet_the_constraints():
     table = toy_table(toy_spec(20))
     low, _ = table.bounds("macs")
-    search = Evolution(FeasibleSpace(table, [Constraint("macs", high=low + 500)]))
+    search = Search(FeasibleSpace(table, [Constraint("macs", high=low + 500)]), Evolution())
     assert search.tell(dict.fromkeys(search.space.spec.choices, "xcep"), 99.0) is False
     assert search.ranking() == []
 
@@ -330,77 +359,3 @@ def test_state_of_another_search_is_refused(edit, message):
     with pytest.raises(SearchError, match=message):
         fresh.load_state(state)
     assert fresh.state() == before
-
-
-class SearchMachine(RuleBasedStateMachine):
-    """Any history of asks, results, failures, repetitions and reloads (promise 16)."""
-
-    def __init__(self):
-        super().__init__()
-        self.search = self.make()
-        self.running: list[dict] = []
-        self.done: list[tuple[dict, float | None]] = []
-        self.times_asked: dict[tuple, int] = {}
-        self.scored: set[tuple] = set()
-
-    @staticmethod
-    def make() -> Evolution:
-        spec = SearchSpec("toy", {}, dict.fromkeys(["a", "b", "c"], ("k3", "k5", "k7")))
-        space = FeasibleSpace(toy_table(spec), [Constraint("macs", high=1700)])
-        return Evolution(space, EvolutionSettings(rounds=3, population=6, max_failures=5))
-
-    @rule()
-    def ask(self):
-        choices = self.search.ask()
-        if choices is None:
-            assert self.search.is_stopped or self.search.is_finished or self.running
-            return
-        assert key(choices) not in self.scored
-        assert choices not in self.running
-        self.times_asked[key(choices)] = self.times_asked.get(key(choices), 0) + 1
-        assert self.times_asked[key(choices)] <= MAX_ATTEMPTS
-        self.running.append(choices)
-
-    @precondition(lambda self: self.running)
-    @rule(data=st.data(), score=st.floats(0, 1))
-    def succeed(self, data, score):
-        choices = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
-        assert self.search.tell(choices, score)
-        self.scored.add(key(choices))
-        self.done.append((choices, score))
-
-    @precondition(lambda self: self.running)
-    @rule(data=st.data(), is_lost=st.booleans())
-    def fail(self, data, is_lost):
-        choices = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
-        settled = self.search.lose(choices) if is_lost else self.search.tell(choices, None)
-        assert settled == (self.times_asked[key(choices)] == MAX_ATTEMPTS)
-
-    @precondition(lambda self: self.done)
-    @rule(data=st.data())
-    def repeat(self, data):
-        choices, score = data.draw(st.sampled_from(self.done))
-        before = self.search.state()
-        assert not self.search.tell(choices, score)
-        assert not self.search.tell(choices, None)
-        assert self.search.state() == before
-
-    @rule()
-    def reload(self):
-        state = json.loads(json.dumps(self.search.state()))
-        self.search = self.make()
-        self.search.load_state(state)
-        assert self.search.running == sorted(
-            self.running, key=lambda each: self.search.running.index(each)
-        )
-
-    @invariant()
-    def counts_hold(self):
-        assert {key(each.choices) for each in self.search.ranking()} == self.scored
-        assert len(self.times_asked) <= self.search.settings.num_planned
-        table = self.search.space.table
-        assert all(table.cost(dict(each)) <= 1700 for each in self.times_asked)
-
-
-SearchMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
-TestSearchHistories = SearchMachine.TestCase

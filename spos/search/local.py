@@ -1,0 +1,91 @@
+"""A search without NNI: the same searchers in one process, with the same files.
+
+Imports `spos.architecture`, `spos.errors`, `spos.files` and the rest of the search; never torch.
+
+A local search's folder holds `search.jsonl` and `checkpoints/` as an experiment's does, and its
+state beside them in `search.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from spos.architecture import Choices
+from spos.errors import SearchError
+from spos.files import lock_file
+from spos.search.record import Result, SearchRecord, read_result
+from spos.search.results import JOURNAL, STATE_FILE
+from spos.search.searcher import Search
+
+# Choices -> what a trial reports: a score, or a dict with ``default`` and other metrics.
+Evaluate = Callable[[Choices], float | Mapping[str, Any]]
+
+
+def run_search(
+    search: Search,
+    evaluate: Evaluate,
+    *,
+    folder: Path,
+    progress: Callable[[], None] = lambda: None,
+) -> SearchRecord:
+    """Evaluate one candidate after the other until the search has finished.
+
+    Called again with the same folder it continues, and ends as the undisturbed search would: the
+    candidate that was being evaluated is evaluated first.
+
+    Args:
+        search: new.
+        evaluate: an exception that it raises is a failure of that candidate.
+        folder: where everything is kept.
+        progress: called after every candidate.
+
+    Raises:
+        SearchError: if the folder holds another search or one that still runs, or if too many
+            evaluations failed in a row.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    record = SearchRecord(search, folder=folder, state_path=folder / STATE_FILE)
+    with _alone_in(folder):
+        if (folder / STATE_FILE).exists() or (folder / JOURNAL).exists():
+            record.load()
+        unfinished = search.running
+        while choices := unfinished.pop(0) if unfinished else search.ask():
+            record.save(None)  # before it runs, so that a kill does not change what comes next
+            began = time.monotonic()
+            result = _evaluate(search, choices, evaluate)
+            record.settle(result, seconds=round(time.monotonic() - began, 3))
+            record.save(None)
+            progress()
+            if search.is_stopped:
+                problem = (
+                    f"{search.failures_in_a_row} evaluations failed in a row, the last one: "
+                    f"{result.failure}; mend the cause, then repeat the command to continue"
+                )
+                record.save(problem)
+                raise SearchError(problem)
+        record.save(None)
+    return record
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock_file(folder / ".lock", blocking=False))
+        except BlockingIOError:
+            raise SearchError(
+                f"{folder}: another search runs there; wait for it, or choose another folder"
+            ) from None
+        yield
+
+
+def _evaluate(search: Search, choices: Choices, evaluate: Evaluate) -> Result:
+    try:
+        value = evaluate(choices)
+    except Exception as problem:  # whatever it is, the next candidate may do better
+        return Result(choices, failure=f"{type(problem).__name__}: {problem}")
+    return read_result(value, search.space.spec, expected=choices)

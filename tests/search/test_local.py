@@ -1,0 +1,211 @@
+"""Searches in one process: pytest tests/search/test_local.py"""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from toy_trial import toy_score, toy_table
+
+from spos.__main__ import main
+from spos.commands import search_run
+from spos.errors import ConfigError, SearchError
+from spos.files import lock_file
+from spos.search.arguments import METHODS, ExperimentPaths, build_method, build_search
+from spos.search.feasible import FeasibleSpace
+from spos.search.local import run_search
+from spos.search.results import read_entries
+from spos.search.searcher import Search
+from spos.search.tuner import SearchTuner
+
+
+def make_search(name="evolution", **changes) -> Search:
+    method = build_method(name, {"rounds": 3, "population": 6, "seed": 1, **changes})
+    return Search(FeasibleSpace(toy_table()), method)
+
+
+def outcome(folder) -> list[tuple]:
+    return [(each.id, each.score, each.round) for each in read_entries(folder)]
+
+
+class QuietServer:
+    """NNI's REST server, which ends the experiment when the tuner says so."""
+
+    has_ended = threading.Event()
+
+    @classmethod
+    def of_tuner(cls, _channel):
+        return cls()
+
+    def trials(self):
+        return []
+
+    def end_after(self, _number):
+        self.has_ended.set()
+
+
+@pytest.mark.parametrize("searcher", METHODS)
+def test_result_is_that_of_the_tuner(tmp_path, monkeypatch, searcher):
+    """The same seed and one trial at a time: the same candidates, files and winner."""
+    (tmp_path / "nni").mkdir()
+    monkeypatch.setattr("spos.search.tuner.NniServer", QuietServer)
+    monkeypatch.setattr("spos.search.tuner.POLL_SECONDS", 0.01)
+    toy_table().save(tmp_path / "cost.json")
+    monkeypatch.chdir(tmp_path / "nni")
+    monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path))
+    arguments = {"searcher": searcher, "rounds": 3, "population": 6, "seed": 1}
+    arguments["constraints"] = {"macs": [0, 5_500]}
+    driven = SearchTuner(cost_table=str(tmp_path / "cost.json"), **arguments)
+    for number in range(18):
+        (choices,) = driven.generate_multiple_parameters([number])
+        value = {"default": toy_score(choices), "arch": choices}
+        driven.receive_trial_result(number, choices, value)
+    paths = ExperimentPaths(tmp_path)
+    run_search(build_search(paths, **arguments), toy_score, folder=tmp_path / "local")
+    assert outcome(tmp_path / "local") == outcome(tmp_path / "nni")
+    files = [
+        {path.relative_to(folder): path.read_bytes() for path in (folder).rglob("*_*.json")}
+        for folder in (tmp_path / "local", tmp_path / "nni")
+    ]
+    assert files[0] == files[1] and len(files[0]) >= 3
+
+
+SEARCH_SLOWLY = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from toy_trial import toy_score, toy_spec, toy_table
+from spos.search.aging import AgingEvolution
+from spos.search.feasible import FeasibleSpace
+from spos.search.local import run_search
+from spos.search.searcher import Search
+
+folder = Path(sys.argv[2])
+
+def evaluate(choices):
+    with open(folder / "evaluated.log", "a") as file:
+        file.write(toy_spec().architecture(choices).id + "\\n")
+    time.sleep(0.02)
+    return toy_score(choices)
+
+method = AgingEvolution(rounds=3, population=6, seed=1)
+run_search(Search(FeasibleSpace(toy_table()), method), evaluate, folder=folder)
+"""
+
+
+def test_search_killed_at_random_moments_ends_as_if_it_was_not(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_search(make_search("aging"), toy_score, folder=whole)
+    killed.mkdir()
+    evaluated = killed / "evaluated.log"
+    evaluated.touch()
+    command = [sys.executable, "-c", SEARCH_SLOWLY, str(Path(__file__).parent), str(killed)]
+    generator = random.Random(0)
+    for _ in range(4):
+        until = len(evaluated.read_text().splitlines()) + generator.randint(1, 4)
+        with subprocess.Popen(command) as process:
+            while len(evaluated.read_text().splitlines()) < until and process.poll() is None:
+                time.sleep(0.001)
+            time.sleep(generator.uniform(0, 0.04))  # in an evaluation, or between two
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+    subprocess.run(command, check=True)
+    assert outcome(killed) == outcome(whole)
+    begun = evaluated.read_text().splitlines()
+    assert len(begun) <= 18 + 4 and len(set(begun)) == 18
+
+
+def test_failures_are_tried_once_more_and_kept_with_their_reason(tmp_path):
+    seen = []
+
+    def evaluate(choices):
+        seen.append(choices)
+        if choices["layer_1"] == "k3":
+            raise RuntimeError("out of memory")
+        return {"default": toy_score(choices), "top1": 0.5}
+
+    run_search(make_search(max_failures=100), evaluate, folder=tmp_path)
+    entries = read_entries(tmp_path)
+    failed = [each for each in entries if each.score is None]
+    assert failed and all(each.failure == "RuntimeError: out of memory" for each in failed)
+    assert len(seen) == 18 + len(failed) and len(entries) == 18
+    assert all(each.metrics["top1"] == 0.5 for each in entries if each.score is not None)
+
+
+def test_search_of_only_failures_stops_and_can_be_continued(tmp_path):
+    def fail(_):
+        raise RuntimeError("no GPU")
+
+    with pytest.raises(SearchError, match=r"10 evaluations failed in a row.*no GPU.*repeat"):
+        run_search(make_search(population=12), fail, folder=tmp_path)
+    assert read_entries(tmp_path) == []
+    run_search(make_search(population=12), toy_score, folder=tmp_path)
+    assert len(read_entries(tmp_path)) == 36
+
+
+def test_folder_of_another_search_is_refused_and_kept(tmp_path):
+    run_search(make_search(), toy_score, folder=tmp_path)
+    before = (tmp_path / "search.json").read_bytes()
+    with pytest.raises(SearchError, match="seed"):
+        run_search(make_search(seed=2), toy_score, folder=tmp_path)
+    assert (tmp_path / "search.json").read_bytes() == before
+
+
+def test_folder_in_use_is_refused(tmp_path):
+    with lock_file(tmp_path / ".lock"):
+        with pytest.raises(SearchError, match="another search runs there"):
+            run_search(make_search(), toy_score, folder=tmp_path)
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A configuration and a supernet run that scores as the toy does."""
+    (tmp_path / "supernet").mkdir()
+    toy_table().save(tmp_path / "supernet" / "cost.json")
+    tuner = {"className": "spos.search.tuner.SearchTuner", "classArgs": {"searcher": "pareto"}}
+    (tmp_path / "config.yml").write_text(yaml.safe_dump({"tuner": tuner}))
+    monkeypatch.setattr(search_run, "_evaluation", lambda _: toy_score)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_command_searches_and_shows_the_front(folder, capsys):
+    flags = ["--config", "config.yml", "--run-dir", "supernet", "--output-dir", "out"]
+    flags += ["--rounds", "3", "--population", "8", "--max-macs", "5.5K"]
+    assert main(["search", "run", *flags]) == 0
+    said = capsys.readouterr().out
+    assert "search in out: 24 candidates evaluated, 0 failed" in said
+    assert "best score at every cost" in said
+    assert all(each.metrics["macs"] <= 5_500 for each in read_entries(folder / "out"))
+    assert main(["search", "run", *flags]) == 0  # has finished already
+    assert main(["search", "best", "out", "--output", "best.json", "--top", "2"]) == 0
+    assert "best score at every cost" in capsys.readouterr().out
+    best = max(read_entries(folder / "out"), key=lambda each: each.score)
+    assert json.loads((folder / "best.json").read_text())["choices"] == best.choices
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "- 1",
+        "{",
+        "tuner: {}",
+        "tuner: {className: 3}",
+        "tuner: {className: TPE}",
+        "tuner: {className: spos.search.tuner.Path}",
+        "tuner: {className: spos.search.tuner.EvolutionTuner, classArgs: [1]}",
+    ],
+)
+def test_configuration_without_one_of_our_tuners_is_refused(folder, content):
+    (folder / "config.yml").write_text(content)
+    with pytest.raises(ConfigError, match=r"config\.yml.*className"):
+        main(["search", "run", "--config", "config.yml", "--run-dir", "supernet"])

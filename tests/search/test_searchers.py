@@ -1,0 +1,269 @@
+"""What every searcher promises: pytest tests/search/test_searchers.py"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from toy_trial import toy_score, toy_spec, toy_table
+
+from spos.architecture import SearchSpec
+from spos.cost.table import Constraint
+from spos.errors import ConfigError, SearchError
+from spos.search.arguments import METHODS, build_method
+from spos.search.feasible import FeasibleSpace
+from spos.search.searcher import MAX_ATTEMPTS, Method, Search
+
+LIMIT = Constraint("macs", high=24_500)
+
+
+def make_search(name, *, num_layers=20, constraints=(LIMIT,), **changes) -> Search:
+    space = FeasibleSpace(toy_table(toy_spec(num_layers)), constraints)
+    return Search(space, build_method(name, {"rounds": 4, "population": 12, **changes}))
+
+
+def key(choices) -> tuple:
+    return tuple(sorted(choices.items()))
+
+
+def run(search: Search, score=toy_score) -> list[dict]:
+    asked = []
+    while (choices := search.ask()) is not None:
+        asked.append(choices)
+        search.tell(choices, score(choices))
+    return asked
+
+
+@pytest.fixture(params=METHODS)
+def name(request) -> str:
+    return request.param
+
+
+def test_planned_candidates_are_asked_for_once_and_meet_the_limit(name):
+    search = make_search(name)
+    asked = run(search)
+    assert len(asked) == len({key(each) for each in asked}) == search.num_planned == 48
+    assert all(LIMIT.allows(search.space.table, each) for each in asked)
+    assert search.is_finished and search.num_completed_rounds == 4
+    assert [search.round_of(each) for each in asked] == sorted([1, 2, 3, 4] * 12)
+
+
+def test_two_constraints_hold_at_once(name):
+    limits = [Constraint("macs", 24_000, 24_300), Constraint("params", 335, 340)]
+    search = make_search(name, constraints=limits)
+    asked = run(search)
+    table = search.space.table
+    assert len(asked) == 48
+    assert all(limit.allows(table, each) for limit in limits for each in asked)
+
+
+def test_rounds_complete_one_after_the_other(name):
+    search = make_search(name)
+    for number in range(48):
+        assert search.num_completed_rounds == number // 12
+        choices = search.ask()
+        assert search.num_completed_rounds == number // 12
+        search.tell(choices, toy_score(choices))
+    assert search.num_completed_rounds == 4
+
+
+def test_nobody_waits_for_the_score_of_another(name):
+    search = make_search(name)
+    asked = [search.ask() for _ in range(48)]
+    assert all(asked) and len({key(each) for each in asked}) == 48
+    assert search.ask() is None and not search.is_finished
+    for each in reversed(asked):
+        search.tell(each, toy_score(each))
+    assert search.is_finished
+
+
+def test_search_of_only_failures_stops(name):
+    search = make_search(name)
+    for _ in range(10):
+        search.tell(search.ask(), None)
+    assert search.is_stopped and search.ask() is None and not search.is_finished
+
+
+def test_failed_candidates_are_retried_once(name):
+    search = make_search(name, max_failures=1000)
+    times: dict[tuple, int] = {}
+    while (choices := search.ask()) is not None:
+        times[key(choices)] = times.get(key(choices), 0) + 1
+        is_bad = choices["layer_1"] == "k3"
+        search.tell(choices, None if is_bad else toy_score(choices))
+    assert search.is_finished and len(times) == 48
+    assert all(
+        count == (2 if dict(each)["layer_1"] == "k3" else 1) for each, count in times.items()
+    )
+
+
+@pytest.mark.parametrize("num_layers", [1, 3])
+def test_exhausted_space_finishes_the_search(name, num_layers):
+    search = make_search(name, num_layers=num_layers, constraints=(), population=50)
+    assert len(run(search)) == 4**num_layers
+    assert search.is_finished and search.num_completed_rounds == search.round
+
+
+def test_constant_scores_are_searched_to_the_end(name):
+    assert len(run(make_search(name), score=lambda _: 0.5)) == 48
+
+
+def test_huge_and_tiny_scores_are_searched_to_the_end(name):
+    scores = [1e300, -1e300, 1e-300, 0.0]
+    search = make_search(name)
+    assert len(run(search, score=lambda each: scores[len(each["layer_1"]) % 4])) == 48
+
+
+@pytest.mark.parametrize("num_before", [0, 7, 25])
+@pytest.mark.parametrize("num_running", [0, 3])
+def test_reload_continues_with_the_same_candidates(name, num_before, num_running):
+    whole, first, second = (make_search(name, seed=3) for _ in range(3))
+    for search in (whole, first):
+        for _ in range(num_before):
+            choices = search.ask()
+            search.tell(choices, toy_score(choices))
+        running = [search.ask() for _ in range(num_running)]
+    second.load_state(json.loads(json.dumps(first.state())))
+    assert second.running == running
+    for search in (whole, second):
+        for choices in running:
+            search.tell(choices, toy_score(choices))
+    assert run(second) == run(whole)
+    assert second.ranking() == whole.ranking()
+
+
+def test_state_of_another_searcher_is_refused(name):
+    state = make_search(name).state()
+    for other in METHODS:
+        if other != name:
+            with pytest.raises(SearchError, match="method"):
+                make_search(other).load_state(state)
+
+
+def test_unknown_settings_are_named(name):
+    with pytest.raises(ConfigError, match=r"^popluation is no setting.*population"):
+        build_method(name, {"popluation": 3})
+    with pytest.raises(ConfigError, match="population"):
+        build_method(name, {"population": 0})
+
+
+def test_unknown_searcher_is_named():
+    with pytest.raises(ConfigError, match=r"searcher is 'tpe'.*evolution"):
+        build_method("tpe", {})
+
+
+def test_same_seed_same_search_under_any_hash_seed():
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1]);"
+        "from test_searchers import METHODS, make_search, run;"
+        "import json; print(json.dumps([run(make_search(name, seed=7)) for name in METHODS]))"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", script, str(Path(__file__).parent)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert outputs[0] == outputs[1]
+    for name, asked in zip(METHODS, json.loads(outputs[0]), strict=True):
+        assert len(asked) == 48 and asked != run(make_search(name, seed=8))
+
+
+class SearchMachine(RuleBasedStateMachine):
+    """Any history of asks, results, failures, repetitions and reloads (promise 16)."""
+
+    def __init__(self):
+        super().__init__()
+        self.search = self.make()
+        self.running: list[dict] = []
+        self.done: list[tuple[dict, float | None]] = []
+        self.times_asked: dict[tuple, int] = {}
+        self.scored: set[tuple] = set()
+
+    method: Method
+
+    def make(self) -> Search:
+        spec = SearchSpec("toy", {}, dict.fromkeys(["a", "b", "c"], ("k3", "k5", "k7")))
+        space = FeasibleSpace(toy_table(spec), [Constraint("macs", high=1700)])
+        return Search(space, self.method)
+
+    @rule()
+    def ask(self):
+        choices = self.search.ask()
+        if choices is None:
+            assert self.search.is_stopped or self.search.is_finished or self.running
+            return
+        assert key(choices) not in self.scored
+        assert choices not in self.running
+        self.times_asked[key(choices)] = self.times_asked.get(key(choices), 0) + 1
+        assert self.times_asked[key(choices)] <= MAX_ATTEMPTS
+        self.running.append(choices)
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), score=st.floats(0, 1))
+    def succeed(self, data, score):
+        choices = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        assert self.search.tell(choices, score)
+        self.scored.add(key(choices))
+        self.done.append((choices, score))
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data(), is_lost=st.booleans())
+    def fail(self, data, is_lost):
+        choices = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        settled = self.search.lose(choices) if is_lost else self.search.tell(choices, None)
+        assert settled == (self.times_asked[key(choices)] == MAX_ATTEMPTS)
+
+    @precondition(lambda self: self.done)
+    @rule(data=st.data())
+    def repeat(self, data):
+        choices, score = data.draw(st.sampled_from(self.done))
+        before = self.search.state()
+        assert not self.search.tell(choices, score)
+        assert not self.search.tell(choices, None)
+        assert self.search.state() == before
+
+    @rule()
+    def reload(self):
+        state = json.loads(json.dumps(self.search.state()))
+        self.search = self.make()
+        self.search.load_state(state)
+        assert self.search.running == sorted(
+            self.running, key=lambda each: self.search.running.index(each)
+        )
+
+    @invariant()
+    def counts_hold(self):
+        assert {key(each.choices) for each in self.search.ranking()} == self.scored
+        assert len(self.times_asked) <= self.search.num_planned
+        table = self.search.space.table
+        assert all(table.cost(dict(each)) <= 1700 for each in self.times_asked)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_promises_hold_in_any_history(name):
+    changes = {"rounds": 3, "population": 6, "max_failures": 5}
+    if name == "predictor":
+        changes.update(num_random=3, pool_size=20)
+
+    class Machine(SearchMachine):
+        method = build_method(name, changes)
+
+    run_state_machine_as_test(
+        Machine, settings=settings(max_examples=300, stateful_step_count=25, deadline=None)
+    )
