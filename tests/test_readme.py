@@ -39,7 +39,7 @@ def flags_of(*program):
 
 
 def test_layout_names_files_that_exist():
-    (layout,) = (text for language, text in BLOCKS if language == "text")
+    (layout,) = (text for language, text in BLOCKS if language == "text" and "spos/" in text)
     for line in layout.splitlines():
         folder = ROOT / "spos" if line.startswith(" ") else ROOT
         names = re.split(r"\s{3,}", line.strip())[0]
