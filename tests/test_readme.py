@@ -60,7 +60,7 @@ def test_commands_exist_with_their_flags():
             continue
         if words[1:3] == ["-m", "spos"]:
             assert words[3] in COMMANDS, words
-            action = [words[4]] if words[3] in ("data", "search") else []
+            action = [words[4]] if words[3] in ("bench", "data", "search") else []
             known = flags_of("-m", "spos", words[3], *action)
         else:
             assert (ROOT / words[1]).exists(), words
