@@ -48,6 +48,33 @@ class UniformSampler:
         }
 
 
+class FairSampler:
+    """Every candidate of a layer once in each group of steps (Chu et al. 2021, FairNAS, sec. 3.3).
+
+    The group of a layer with n candidates is n steps long; its order is drawn anew for each layer
+    and group. Differs from FairNAS in updating the weights after every path, not once a group, and
+    in that layers may have different numbers of candidates.
+    """
+
+    def __init__(self, spec: SearchSpec, *, seed: int = 0) -> None:
+        self._choices = spec.choices
+        self._lengths = sorted({len(candidates) for candidates in spec.choices.values()})
+        self._seed = seed
+
+    def sample(self, step: int) -> dict[str, Candidate]:
+        """The choices of training step ``step``."""
+        generators, places = {}, {}
+        for length in self._lengths:
+            group, places[length] = divmod(step, length)
+            generators[length] = counter_generator(self._seed, group, stream=length)
+        path = {}
+        for label, candidates in self._choices.items():
+            length = len(candidates)
+            order = generators[length].random(length).argsort()
+            path[label] = candidates[order[places[length]]]
+        return path
+
+
 class CostUniformSampler:
     """Paths whose cost is spread evenly over a range (Guo et al. 2020, official code).
 
@@ -128,9 +155,10 @@ class CostUniformSampler:
         return None
 
 
-def counter_generator(seed: int, step: int) -> np.random.Generator:
-    """A random generator that is a function of (seed, step) alone."""
-    return np.random.Generator(np.random.Philox(key=[seed % 2**64, 0], counter=[0, 0, 0, step]))
+def counter_generator(seed: int, step: int, *, stream: int = 0) -> np.random.Generator:
+    """A random generator that is a function of its arguments alone."""
+    key = [seed % 2**64, stream]
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, step]))
 
 
 def counter_draws(seed: int, step: int, count: int) -> Sequence[float]:
@@ -144,11 +172,13 @@ def build_sampler(
     """The sampler called ``name``, one of `SAMPLERS`."""
     if name == "uniform":
         return UniformSampler(table.spec, seed=seed)
+    if name == "fair":
+        return FairSampler(table.spec, seed=seed)
     low, high = macs_range or PUBLISHED_RANGES.get(_setting(table), (None, None))
     return CostUniformSampler(table, seed=seed, low=low, high=high)
 
 
-SAMPLERS = ("uniform", "macs-uniform")
+SAMPLERS = ("uniform", "macs-uniform", "fair")
 
 # (space, image size, classes) -> the range of MACs that the authors trained with.
 PUBLISHED_RANGES: Mapping[tuple, tuple[float, float]] = {

@@ -21,6 +21,7 @@ from spos.training.samplers import (
     PUBLISHED_RANGES,
     SAMPLERS,
     CostUniformSampler,
+    FairSampler,
     UniformSampler,
     build_sampler,
     counter_draws,
@@ -82,6 +83,35 @@ def test_uniform_layers_are_independent():
     counts = Counter(tuple(sampler.sample(step).values()) for step in range(4_000))
     assert len(counts) == 8
     assert chi_square(counts.values(), 500) < CHI_SQUARE[7]
+
+
+# --- fair -----------------------------------------------------------------------------------------
+
+
+def test_fair_trains_every_candidate_once_in_each_group():
+    spec = SearchSpec("toy", {}, {"layer_1": tuple("abcd"), "width": (8, 16, 24), "one": ("x",)})
+    sampler = FairSampler(spec, seed=1)
+    paths = [sampler.sample(step) for step in range(120)]
+    for label, candidates in spec.choices.items():
+        size = len(candidates)
+        for first in range(0, len(paths), size):
+            group = [path[label] for path in paths[first : first + size]]
+            assert sorted(group) == sorted(candidates)
+
+
+def test_fair_orders_are_uniform_and_independent_of_other_layers():
+    spec = SearchSpec("toy", {}, {"layer_1": ("a", "b", "c"), "layer_2": ("a", "b", "c")})
+    sampler = FairSampler(spec, seed=0)
+    paths = [sampler.sample(step) for step in range(3 * 3_000)]
+    orders = Counter(
+        tuple(path["layer_1"] for path in paths[first : first + 3])
+        for first in range(0, len(paths), 3)
+    )
+    assert len(orders) == 6
+    assert chi_square(orders.values(), 500) < CHI_SQUARE[6]
+    pairs = Counter(tuple(path.values()) for path in paths)
+    assert len(pairs) == 9
+    assert chi_square(pairs.values(), 1_000) < CHI_SQUARE[7]
 
 
 # --- macs-uniform, on the real table ------------------------------------------------------------
