@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from toy_trial import toy_score, toy_table
+from toy_trial import toy_score, toy_spec, toy_table
 
 from spos.__main__ import main
 from spos.commands import search_run
@@ -56,7 +56,7 @@ def test_result_is_that_of_the_tuner(tmp_path, monkeypatch, searcher):
     (tmp_path / "nni").mkdir()
     monkeypatch.setattr("spos.search.tuner.NniServer", QuietServer)
     monkeypatch.setattr("spos.search.tuner.POLL_SECONDS", 0.01)
-    toy_table().save(tmp_path / "cost.json")
+    toy_table(toy_spec(has_channels=searcher == "two_stage")).save(tmp_path / "cost.json")
     monkeypatch.chdir(tmp_path / "nni")
     monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path))
     arguments = {"searcher": searcher, "rounds": 3, "population": 6, "seed": 1}
