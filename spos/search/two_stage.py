@@ -29,7 +29,7 @@ class TwoStage:
 
     In the first stage all widths have the same place in their lists: the one at which most blocks
     meet the constraints, the widest of these. A stage that has nothing more to try leaves its
-    candidates to the other one.
+    candidates to the other one, and both to the whole space.
 
     Attributes:
         rounds: of both stages together.
@@ -124,6 +124,7 @@ class TwoStage:
                 yield part
         if number > self.block_rounds:
             yield blocks
+        yield space
 
     def _blocks_part(self, space: FeasibleSpace) -> FeasibleSpace:
         """The part of the space with the first stage's widths."""

@@ -193,6 +193,21 @@ def test_command_searches_and_shows_the_front(folder, capsys):
     assert json.loads((folder / "best.json").read_text())["choices"] == best.choices
 
 
+def test_command_runs_a_named_tuner_with_an_objective(folder, capsys):
+    toy_table(toy_spec(has_channels=True)).save(folder / "supernet" / "cost.json")
+    arguments = {"objective": {"default": 1, "macs": "-1e-5"}, "rounds": 2, "population": 6}
+    tuner = {"className": "spos.search.tuner.TwoStageTuner", "classArgs": arguments}
+    (folder / "config.yml").write_text(yaml.safe_dump({"tuner": tuner}))
+    flags = ["--config", "config.yml", "--run-dir", "supernet", "--output-dir", "out"]
+    assert main(["search", "run", *flags]) == 0
+    assert "score: default - 1e-05 macs" in capsys.readouterr().out
+    entries = read_entries(folder / "out")
+    assert len(entries) == 12
+    assert all(
+        each.score == toy_score(each.choices) - 1e-5 * each.metrics["macs"] for each in entries
+    )
+
+
 @pytest.mark.parametrize(
     "content",
     [
