@@ -58,9 +58,15 @@ class TwoStage:
 
     def __post_init__(self) -> None:
         check_plan(self)
+        check_whole("rounds", self.rounds, low=2)
         if self.block_rounds is None:
-            object.__setattr__(self, "block_rounds", max(1, self.rounds // 2))
+            object.__setattr__(self, "block_rounds", self.rounds // 2)
         check_whole("block_rounds", self.block_rounds, low=1)
+        if self.block_rounds >= self.rounds:
+            raise ConfigError(
+                f"block_rounds is {self.block_rounds} of {self.rounds} rounds, which leaves none "
+                "for the channels; lower it or raise rounds"
+            )
         check_whole("num_best", self.num_best, low=1)
         if self.width is not None:
             check_whole("width", self.width, low=0)

@@ -69,8 +69,8 @@ def test_lists_of_several_lengths_share_a_place():
     spec = SearchSpec(
         "toy", {}, {"layer_1": BLOCKS, "channel_1": (1, 2), "channel_2": (1, 2, 3, 4)}
     )
-    search = Search(FeasibleSpace(toy_table(spec)), TwoStage(width=2, population=4, rounds=1))
-    assert {widths_of(each) for each in run(search)} == {(2, 3)}
+    search = Search(FeasibleSpace(toy_table(spec)), TwoStage(width=2, population=4, rounds=2))
+    assert {widths_of(each) for each in run(search)[:4]} == {(2, 3)}
 
 
 def test_best_blocks_take_turns():
@@ -157,7 +157,8 @@ def test_bounds_that_no_common_width_meets_are_refused():
         ("evolution", [], "evolution"),
         ("evolution", {"popluation": 3}, "popluation"),
         ("evolution", {"num_parents": 0}, "num_parents"),
-        ("rounds", 0, "rounds"),
+        ("rounds", 1, "rounds is 1, expected .* at least 2"),
+        ("block_rounds", 20, "block_rounds is 20 of 20"),
     ],
 )
 def test_wrong_settings_are_named(name, value, message):
@@ -168,7 +169,7 @@ def test_wrong_settings_are_named(name, value, message):
 def test_settings_of_the_evolution_hold_in_both_stages():
     search = make_search(population=12, evolution={"num_crossovers": 12, "num_mutations": 0})
     asked = run(search)
-    assert search.method.evolution["population"] == 12
+    assert search.state()["settings"]["evolution"]["population"] == 12
     fourth = [each for each in asked if search.round_of(each) == 4]
     third = {widths_of(each) for each in asked if search.round_of(each) <= 3}
     for place, width in enumerate(zip(*map(widths_of, fourth), strict=True)):
