@@ -60,7 +60,7 @@ def test_result_is_that_of_the_tuner(tmp_path, monkeypatch, searcher):
     monkeypatch.chdir(tmp_path / "nni")
     monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path))
     arguments = {"searcher": searcher, "rounds": 3, "population": 6, "seed": 1}
-    arguments["constraints"] = {"macs": [0, 5_500]}
+    arguments |= {"constraints": {"macs": [0, 5_500]}, "objective": {"default": 1, "macs": -1e-5}}
     driven = SearchTuner(cost_table=str(tmp_path / "cost.json"), **arguments)
     for number in range(18):
         (choices,) = driven.generate_multiple_parameters([number])
