@@ -21,6 +21,7 @@ import torch
 import yaml
 
 from spos.architecture import Architecture, SearchSpec, load_architecture
+from spos.commands.search_run import read_arguments
 from spos.convert.architectures import read_architecture
 from spos.convert.weights import read_weights
 from spos.cost.table import CostTable
@@ -36,6 +37,7 @@ from spos.errors import (
     SposError,
 )
 from spos.files import digest, read_journal, write_json
+from spos.search.benchmark import load_macro_table
 from spos.search.experiment import Changes, prepare_experiment
 from spos.search.results import read_entries
 from spos.spaces import build_subnet, space_spec
@@ -176,6 +178,8 @@ READERS = {
     "experiment": Reader(
         "config.yml", lambda path: prepare_experiment(path, Changes()), ConfigError
     ),
+    "experiment without NNI": Reader("config.yml", read_arguments, ConfigError),
+    "NAS-Bench-Macro": Reader("nas-bench-macro.json", load_macro_table, ConfigError),
     "run settings": Reader("args.json", lambda path: read_settings(path.parent), ConfigError),
     "split": Reader("split.json", load_split, DataError),
     "image": Reader("image.jpg", read_image, DataError),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spos.architecture import Choices, SearchSpec
+from spos.architecture import Candidate, Choices, SearchSpec
 from spos.errors import ConstraintError, SposError
 from spos.files import read_json, write_json
 
@@ -51,6 +51,7 @@ class CostTable:
         self.fixed = dict(fixed)
         self.terms = tuple(terms)
         self.metrics = tuple(self.fixed)
+        self.sums: dict[str, dict[str, float]] = {}  # of metrics that `with_sum` added: weights
         labels = [label for term in self.terms for label in term.labels]
         self.is_separable = len(labels) == len(set(labels))
         self._rows = {metric: [self._row(term, metric) for term in terms] for metric in fixed}
@@ -79,6 +80,42 @@ class CostTable:
         columns = [term.costs[self._known(metric)] for term in self.terms]
         fixed = self.fixed[metric]
         return fixed + sum(map(min, columns)), fixed + sum(map(max, columns))
+
+    def fix(self, fixed: Choices) -> CostTable:
+        """The table of the part of the space in which these choices are made.
+
+        Raises:
+            ArchitectureError: if a label or candidate is not of the space.
+        """
+        if not fixed:
+            return self
+        self.spec.check({**self._any_choices(), **fixed}, source="the fixed choices")
+        choices = {
+            label: (fixed[label],) if label in fixed else each
+            for label, each in self.spec.choices.items()
+        }
+        spec = SearchSpec(self.spec.space, self.spec.options, choices)
+        return CostTable(
+            spec, self.fixed, [_fix_term(each, self.spec, fixed) for each in self.terms]
+        )
+
+    def with_sum(self, metric: str, weights: Mapping[str, float]) -> CostTable:
+        """The table with a further metric: the weighted sum of some that it has.
+
+        Raises:
+            ConstraintError: if it has the new metric, or lacks one of the others.
+        """
+        if metric in self.fixed:
+            raise ConstraintError(f"the cost table of {self.spec.space!r} has {metric!r} already")
+        fixed = sum(weight * self.fixed[self._known(name)] for name, weight in weights.items())
+        terms = []
+        for term in self.terms:
+            columns = [[weight * cost for cost in term.costs[n]] for n, weight in weights.items()]
+            sums = tuple(map(sum, zip(*columns, strict=True)))
+            terms.append(Term(term.labels, {**term.costs, metric: sums}))
+        table = CostTable(self.spec, {**self.fixed, metric: fixed}, terms)
+        table.sums = {**self.sums, metric: dict(weights)}
+        return table
 
     def save(self, path: Path | str) -> None:
         """Write the table as JSON, atomically."""
@@ -118,6 +155,9 @@ class CostTable:
                 'generate it again with `nnictl ss_gen -t "python tester.py"`'
             ) from None
         return cls(spec, fixed, terms)
+
+    def _any_choices(self) -> dict[str, Candidate]:
+        return {label: each[0] for label, each in self.spec.choices.items()}
 
     def _known(self, metric: str) -> str:
         if metric not in self.fixed:
@@ -220,6 +260,17 @@ def _spec(space: Any, options: Any, choices: Mapping[str, Any]) -> SearchSpec:
         if len(set(names)) != len(names):
             raise ValueError(f"a candidate of {label!r} is given twice")
     return SearchSpec(space, options, choices)
+
+
+def _fix_term(term: Term, spec: SearchSpec, fixed: Choices) -> Term:
+    """The term's costs of the combinations that have the fixed choices."""
+    combinations = itertools.product(*(spec.choices[label] for label in term.labels))
+    kept = [
+        all(fixed.get(label, each) == each for label, each in zip(term.labels, key, strict=True))
+        for key in combinations
+    ]
+    columns = {name: tuple(itertools.compress(each, kept)) for name, each in term.costs.items()}
+    return Term(term.labels, columns)
 
 
 def _number(value: Any) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 from spos.architecture import Architecture, Choices, SearchSpec
 from spos.errors import ArchitectureError, SearchError
 from spos.files import read_json, write_text
+from spos.search.objective import DEFAULT, Objective
 from spos.search.pareto import ParetoEvolution, find_front, measure
 from spos.search.results import (
     Entry,
@@ -100,14 +101,27 @@ class SearchRecord:
         self, result: Result, *, trial: str | None = None, seconds: float | None = None
     ) -> None:
         """Tell the search, and keep the candidate if that settled it."""
-        if result.choices is None:
+        choices = result.choices
+        if choices is None:
             _logger.warning("a result without a known architecture is left out (trial %s)", trial)
             return
+        result = self._judge(result, choices)
         if result.failure is not None:
-            arch_id = self._architecture(result.choices).id
+            arch_id = self._architecture(choices).id
             _logger.warning("%s failed (trial %s): %s", arch_id, trial, result.failure)
-        if self.search.tell(result.choices, result.score):
+        if self.search.tell(choices, result.score):
             self._write(result, trial, seconds)
+
+    def _judge(self, result: Result, choices: Choices) -> Result:
+        """The result with the objective's value as its score."""
+        objective = self.search.objective
+        if result.score is None or objective == Objective():
+            return result
+        reported = {**result.metrics, DEFAULT: result.score}
+        score = objective.value({**self.search.space.table.costs(choices), **reported})
+        if not math.isfinite(score):
+            return Result(choices, failure=f"the objective {objective} is {score}")
+        return Result(choices, score, reported)
 
     def lose_running(self) -> None:
         """No candidate is being evaluated any more, whatever the search believes."""
@@ -171,6 +185,7 @@ class SearchRecord:
             score=result.score,
             metrics=metrics,
             failure=result.failure,
+            objective=str(self.search.objective),
             trial=trial,
             seconds=seconds,
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),

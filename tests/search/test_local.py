@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from toy_trial import toy_score, toy_table
+from toy_trial import toy_score, toy_spec, toy_table
 
 from spos.__main__ import main
 from spos.commands import search_run
@@ -56,11 +56,11 @@ def test_result_is_that_of_the_tuner(tmp_path, monkeypatch, searcher):
     (tmp_path / "nni").mkdir()
     monkeypatch.setattr("spos.search.tuner.NniServer", QuietServer)
     monkeypatch.setattr("spos.search.tuner.POLL_SECONDS", 0.01)
-    toy_table().save(tmp_path / "cost.json")
+    toy_table(toy_spec(has_channels=searcher == "two_stage")).save(tmp_path / "cost.json")
     monkeypatch.chdir(tmp_path / "nni")
     monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path))
     arguments = {"searcher": searcher, "rounds": 3, "population": 6, "seed": 1}
-    arguments["constraints"] = {"macs": [0, 5_500]}
+    arguments |= {"constraints": {"macs": [0, 5_500]}, "objective": {"default": 1, "macs": -1e-5}}
     driven = SearchTuner(cost_table=str(tmp_path / "cost.json"), **arguments)
     for number in range(18):
         (choices,) = driven.generate_multiple_parameters([number])
@@ -173,7 +173,7 @@ def folder(tmp_path, monkeypatch):
     toy_table().save(tmp_path / "supernet" / "cost.json")
     tuner = {"className": "spos.search.tuner.SearchTuner", "classArgs": {"searcher": "pareto"}}
     (tmp_path / "config.yml").write_text(yaml.safe_dump({"tuner": tuner}))
-    monkeypatch.setattr(search_run, "_evaluation", lambda _: toy_score)
+    monkeypatch.setattr(search_run, "build_evaluation", lambda _: toy_score)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -191,6 +191,21 @@ def test_command_searches_and_shows_the_front(folder, capsys):
     assert "best score at every cost" in capsys.readouterr().out
     best = max(read_entries(folder / "out"), key=lambda each: each.score)
     assert json.loads((folder / "best.json").read_text())["choices"] == best.choices
+
+
+def test_command_runs_a_named_tuner_with_an_objective(folder, capsys):
+    toy_table(toy_spec(has_channels=True)).save(folder / "supernet" / "cost.json")
+    arguments = {"objective": {"default": 1, "macs": "-1e-5"}, "rounds": 2, "population": 6}
+    tuner = {"className": "spos.search.tuner.TwoStageTuner", "classArgs": arguments}
+    (folder / "config.yml").write_text(yaml.safe_dump({"tuner": tuner}))
+    flags = ["--config", "config.yml", "--run-dir", "supernet", "--output-dir", "out"]
+    assert main(["search", "run", *flags]) == 0
+    assert "score: default - 1e-05 macs" in capsys.readouterr().out
+    entries = read_entries(folder / "out")
+    assert len(entries) == 12
+    assert all(
+        each.score == toy_score(each.choices) - 1e-5 * each.metrics["macs"] for each in entries
+    )
 
 
 @pytest.mark.parametrize(
