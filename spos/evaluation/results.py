@@ -49,10 +49,11 @@ class Results:
 
     def save(self, arch: Architecture, result: Mapping[str, float]) -> None:
         """Keep a result, before it is reported: so a report that is lost costs nothing."""
-        choices = dict(arch.choices)
-        append_journal(
-            self._path, {"key": self._key(arch), "choices": choices, "result": dict(result)}
-        )
+        append_journal(self._path, self.entry(arch, result))
+
+    def entry(self, arch: Architecture, result: Mapping[str, float]) -> dict[str, Any]:
+        """The line of the journal that keeps a result."""
+        return {"key": self._key(arch), "choices": dict(arch.choices), "result": dict(result)}
 
     def _key(self, arch: Architecture) -> str:
         return f"{self._weights}-{arch.id}"

@@ -48,18 +48,23 @@ def serve(candidates: Candidates, address: Address, *, idle_seconds: float) -> N
                 log.info("nobody asked for %g s: the end", idle_seconds)
                 return
             with connection:
-                if not candidates.is_current():
-                    _send(connection, {"outdated": True})
+                if not _answer(connection, candidates):
                     log.info("%s has changed: the end", candidates.run.path)
                     return
-                _answer(connection, candidates)
 
 
-def _answer(connection: socket.socket, candidates: Candidates) -> None:
-    """Read a request and send what is made of it; the asker may be gone at any time."""
+def _answer(connection: socket.socket, candidates: Candidates) -> bool:
+    """Read a request and send what is made of it; the asker may be gone at any time.
+
+    Returns:
+        False if the run folder has changed, so that the request could not be answered.
+    """
     began = time.monotonic()
     try:
         choices = _read_request(connection)
+        if not candidates.is_current():
+            _send(connection, {"outdated": True})
+            return False
         result = candidates.score(
             choices, progress=lambda top1: _send(connection, {"progress": top1}, must_reach=True)
         )
@@ -74,6 +79,7 @@ def _answer(connection: socket.socket, candidates: Candidates) -> None:
     else:
         log.info("top-1 %.4f in %.3f s", result["top1"], time.monotonic() - began)
         _send(connection, {"result": result})
+    return True
 
 
 class _AskerGoneError(Exception):
