@@ -6,7 +6,9 @@ Imports `spos.data`, `spos.supernet`, `spos.evaluation`, `spos.training.parallel
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
+import psutil
 import torch
 
 from spos.architecture import Choices
@@ -16,20 +18,43 @@ from spos.evaluation.accuracy import Accuracy, measure_accuracy
 from spos.evaluation.batchnorm import recalibrate, saved_statistics
 from spos.supernet import Supernet
 
-MAX_CACHED_BYTES = 2 * 2**30
+
+@dataclass(frozen=True)
+class Room:
+    """How much of the decoded images may be kept.
+
+    Attributes:
+        on_device: bytes on a GPU; these come first.
+        in_memory: bytes in the computer's memory.
+    """
+
+    on_device: int = 0
+    in_memory: int = 2 * 2**30
+
+
+def find_room(device: torch.device) -> Room:
+    """Room for one of the two sets of images of a process that does nothing but evaluate."""
+    on_device = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0
+    return Room(on_device, psutil.virtual_memory().available // 4)
 
 
 class ImageBatches:
-    """The batches of an evaluation loader, kept as uint8 in memory if they fit.
+    """The batches of an evaluation loader, kept as uint8 where there is room for all of them.
 
     The batches are the same at every pass, in number, order and content, whether kept or not: that
     is what makes a candidate's score the same whoever measures it.
     """
 
     def __init__(
-        self, loader: Loader, *, preprocessing: Preprocessing, device: torch.device
+        self,
+        loader: Loader,
+        *,
+        preprocessing: Preprocessing,
+        device: torch.device,
+        room: Room = Room(),  # noqa: B008  (it is frozen)
     ) -> None:
         self._loader, self._preprocessing, self._device = loader, preprocessing, device
+        self._room = room
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] | None = None
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -39,15 +64,21 @@ class ImageBatches:
             yield self._preprocessing.apply(moved), labels.to(self._device, non_blocking=True)
 
     def _read(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        kept, size = [], 0
+        kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        on_device, in_memory = self._room.on_device, self._room.in_memory
         for images, labels in self._loader.epoch(0):
-            size += images.nbytes
-            if size <= MAX_CACHED_BYTES:
-                kept.append((images, labels))
+            size = images.nbytes
+            if size <= on_device:
+                on_device -= size
+                kept.append((images.to(self._device), labels.to(self._device)))
             else:
-                kept.clear()
+                in_memory -= size
+                if in_memory >= 0:
+                    kept.append((images.cpu(), labels.cpu()))
+                else:
+                    kept.clear()
             yield images, labels
-        if size <= MAX_CACHED_BYTES:
+        if in_memory >= 0:
             self._kept = kept
             self._loader.close()
 
