@@ -49,7 +49,13 @@ def build_evaluator(
         )
         for images, batch_size in ((calibration, CALIBRATION_BATCH), (held_out, VALIDATION_BATCH))
     ]
-    return Evaluator(supernet, calibration=batches[0], validation=batches[1], device=inputs.device)
+    return Evaluator(
+        supernet,
+        calibration=batches[0],
+        validation=batches[1],
+        device=inputs.device,
+        path_bytes=room.path,
+    )
 
 
 @dataclass(frozen=True)

@@ -16,26 +16,32 @@ from spos.data.loader import Loader
 from spos.data.preprocessing import Preprocessing
 from spos.evaluation.accuracy import Accuracy, measure_accuracy
 from spos.evaluation.batchnorm import recalibrate, saved_statistics
+from spos.evaluation.prefix import PathMemory
 from spos.supernet import Supernet
 
 
 @dataclass(frozen=True)
 class Room:
-    """How much of the decoded images may be kept.
+    """How much of the decoded images, and of what a network makes of them, may be kept.
 
     Attributes:
         on_device: bytes on a GPU; these come first.
         in_memory: bytes in the computer's memory.
+        path: bytes of activations of one path, on the device.
     """
 
     on_device: int = 0
     in_memory: int = 2 * 2**30
+    path: int = 0
 
 
 def find_room(device: torch.device) -> Room:
-    """Room for one of the two sets of images of a process that does nothing but evaluate."""
-    on_device = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0
-    return Room(on_device, psutil.virtual_memory().available // 4)
+    """The share of each of the two sets of images in a process that does nothing but evaluate."""
+    available = psutil.virtual_memory().available
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        return Room(on_device=free // 5, in_memory=available // 4, path=free // 5)
+    return Room(in_memory=available // 5, path=available // 3)
 
 
 class ImageBatches:
@@ -91,6 +97,8 @@ class Evaluator:
         calibration: images of the training set, the same for every candidate.
         validation: images held out of training, the same for every candidate.
         device: of the supernet and the batches.
+        path_bytes: of activations that may be kept between candidates (see `PathMemory`); only
+            for a supernet whose weights stay as they are.
     """
 
     def __init__(
@@ -100,8 +108,10 @@ class Evaluator:
         calibration: ImageBatches,
         validation: ImageBatches,
         device: torch.device,
+        path_bytes: int = 0,
     ) -> None:
         self.supernet, self.device = supernet, device
+        self._memory = PathMemory(supernet, max_bytes=path_bytes)
         self.calibration, self.validation = calibration, validation
 
     def evaluate(
@@ -116,6 +126,17 @@ class Evaluator:
         """
         self.supernet.activate(choices)
         modules = list(self.supernet.active_modules())
-        with saved_statistics(modules), torch.inference_mode():
-            recalibrate(self.supernet, modules, (images for images, _ in self.calibration))
-            return measure_accuracy(self.supernet, self.validation, self.device, progress=progress)
+        memory = self._memory
+        try:
+            # Not inference_mode, whose tensors do not tell when they are changed in place.
+            with saved_statistics(modules), torch.no_grad():
+                memory.begin(choices)
+                with memory.calibrating():
+                    recalibrate(self.supernet, modules, (images for images, _ in self.calibration))
+                with memory.validating():
+                    return measure_accuracy(
+                        self.supernet, self.validation, self.device, progress=progress
+                    )
+        except BaseException:
+            memory.forget()
+            raise
