@@ -1,6 +1,7 @@
 """`python -m spos rank`: how well a trained supernet ranks architectures of known accuracy.
 
-Imports the search side and `spos.commands.search_run`; torch and matplotlib when it runs.
+Imports the search side, `spos.evaluation.settings` and `spos.commands.search_run`; torch and
+matplotlib when it runs.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from spos.commands.search_run import add_evaluation_flags, build_evaluation
+from spos.commands.search_run import build_evaluation
 from spos.errors import ConfigError
+from spos.evaluation.settings import add_evaluation_flags
 from spos.search.ranking import Agreement, draw_architectures, measure_agreement, read_truth
 
 

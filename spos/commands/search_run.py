@@ -1,12 +1,11 @@
 """`python -m spos search run`: an architecture search in one process, without NNI's server.
 
-Imports the search side; `spos.evaluation` and torch when it runs.
+Imports the search side and `spos.evaluation.settings`; torch when it runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import yaml
 
 from spos.architecture import Choices
 from spos.errors import ConfigError
+from spos.evaluation.settings import add_evaluation_flags, read_evaluation_flags
 from spos.files import read_bytes
 from spos.search.arguments import (
     TUNERS,
@@ -41,23 +41,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=Path("runs/search"),
         help="results and state; the same command continues a search there (%(default)s)",
     )
-
-
-def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of `build_evaluation`."""
-    parser.add_argument(
-        "--run-dir", type=Path, default=Path("runs/supernet"), help="of supernet.py (%(default)s)"
-    )
-    parser.add_argument("--data-dir", type=Path, help="where the images are now, if they moved")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--workers", type=int, default=2, help="of the image loader (2)")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=max(1, (os.cpu_count() or 1) // 2),
-        help="of a CPU, as tester.py's (%(default)s)",
-    )
-    parser.add_argument("--space", metavar="MODULE:CLASS", help="your own space, if it is one")
 
 
 def run_locally(args: argparse.Namespace, class_args: dict[str, Any]) -> SearchRecord:
@@ -120,34 +103,13 @@ def read_arguments(path: Path) -> dict[str, Any]:
 
 
 def build_evaluation(args: argparse.Namespace) -> Callable[[Choices], dict[str, Any]]:
-    """What tester.py does for one candidate, with everything loaded once."""
-    import torch
+    """What a trial's evaluator does for one candidate, in this process."""
+    from spos.evaluation.candidates import Candidates
 
-    from spos.evaluation.build import open_supernet_run
-    from spos.evaluation.results import load_result, save_result
-    from spos.spaces import load_space_class
-    from spos.training.parallel import select_device
-
-    torch.set_num_threads(args.threads)
-    if args.space:
-        load_space_class(args.space, allow_import=True)
-    run = open_supernet_run(args.run_dir)
-    checkpoint = run.checkpoint()
-    evaluator = run.evaluator(
-        checkpoint,
-        data_dir=args.data_dir,
-        workers=args.workers,
-        device=select_device(args.device),
-    )
+    candidates = Candidates(read_evaluation_flags(args))
 
     def evaluate(choices: Choices) -> dict[str, Any]:
-        arch = run.spec.architecture(choices)
-        result = load_result(run.path, checkpoint, arch)
-        if result is None:
-            accuracy = evaluator.evaluate(arch.choices)
-            measured = {"top1": accuracy.top1, "top5": accuracy.top5, "loss": accuracy.loss}
-            result = {**measured, **run.table.costs(arch.choices)}
-            save_result(run.path, checkpoint, arch, result)
+        result = candidates.score(choices)
         return {"default": result["top1"], **result}
 
     return evaluate
