@@ -66,7 +66,7 @@ def draw_network(blocks: Sequence[Block], colors: Mapping[Candidate, str]) -> Pi
                     if each.candidate is not None)
     )  # fmt: skip
     width = max(8.0, 1.2 + 0.43 * len(shown))
-    return draw("best_architecture", alt, fill, size=(width, 4.6), min_width=round(80 * width))
+    return draw("best_architecture", alt, fill, size=(width, 4.6), is_wide=True)
 
 
 def _draw_blocks(axes: Axes, blocks: Sequence[Block], colors: Mapping[Candidate, str]) -> None:
@@ -219,4 +219,4 @@ def draw_paths(paths: SampledPaths, best: Mapping[str, float] | None) -> Picture
         f"{scaled(paths.macs.min())} to {scaled(paths.macs.max())}, parameters from "
         f"{scaled(paths.params.min())} to {scaled(paths.params.max())}"
     )
-    return draw("supernet_paths", alt, fill, size=(11, 4.4), min_width=640)
+    return draw("supernet_paths", alt, fill, size=(11, 4.4), is_wide=True)

@@ -71,17 +71,14 @@ class Gallery:
             self.items.append(element("figure", heading, missing_part(missing)))
             return
         self.pictures.append(picture)
-        image = element(
-            "img", src=picture.data_url, alt=picture.alt,
-            class_="fixed" if picture.min_width else None,
-        )  # fmt: skip
+        image = element("img", src=picture.data_url, alt=picture.alt)
         self.items.append(
             element(
                 "figure",
                 heading,
                 element("div", image, class_="scroll"),
                 element("figcaption", caption),
-                class_="wide" if picture.min_width else None,
+                class_="wide" if picture.is_wide else None,
             )
         )
 

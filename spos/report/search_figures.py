@@ -131,7 +131,7 @@ def draw_progress(search: SearchRun) -> Picture | None:
         f"from {rounds[0].median:.3f} to {rounds[-1].median:.3f}, the best is "
         f"{rounds[-1].best_so_far:.3f}"
     )
-    return draw("search_progress", alt, fill, size=(11, 3.7), min_width=640)
+    return draw("search_progress", alt, fill, size=(11, 3.7), is_wide=True)
 
 
 def draw_cost(search: SearchRun, metric: str) -> Picture:
@@ -289,7 +289,7 @@ def draw_choices(search: SearchRun, *, widths: bool = False) -> Picture | None:
         "best architecture"
     )
     size = (max(6.0, min(11.0, 1.5 + 2.2 * len(found.candidates))), 1.1 + 0.2 * len(found.labels))
-    return draw(f"search_{kind}", alt, fill, size=size, min_width=560)
+    return draw(f"search_{kind}", alt, fill, size=size, is_wide=True)
 
 
 def _name_cells(axes: Axes, found: ChoiceShares, name: str) -> None:

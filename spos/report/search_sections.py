@@ -68,10 +68,10 @@ def search_tiles(search: SearchRun) -> list[Tile]:
     ]
     for name, label in (("macs", "MACs"), ("params", "Parameters")):
         if name in best.metrics:
-            tiles.append(Tile(label, scaled(best.metrics[name]), "of the best candidate"))
+            tiles.append(Tile(label, scaled(best.metrics[name]), "of the best"))
     if "latency_ms" in best.metrics:
         value = f"{best.metrics['latency_ms']:.3g} ms"
-        tiles.append(Tile("Latency", value, "of the best candidate"))
+        tiles.append(Tile("Latency", value, "of the best"))
     return tiles
 
 

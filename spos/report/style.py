@@ -1,6 +1,7 @@
 """How the report's figures look: colours, type, number formats, and their way into files.
 
-Imports `spos.architecture`, `spos.files` and matplotlib, through its figure classes alone: no backend with windows is ever chosen.
+Imports `spos.architecture`, `spos.files` and matplotlib, through its figure classes alone: no
+backend with windows is ever chosen.
 """
 
 from __future__ import annotations
@@ -74,14 +75,14 @@ class Picture:
         alt: what it shows, for those who cannot see it.
         svg: the figure for the page.
         png: the same for slides and papers.
-        min_width: in CSS pixels; on a narrower screen it scrolls sideways.
+        is_wide: whether it takes the page's whole width; on a narrow screen it scrolls sideways.
     """
 
     name: str
     alt: str
     svg: bytes
     png: bytes
-    min_width: int = 0
+    is_wide: bool = False
 
     @property
     def data_url(self) -> str:
@@ -102,7 +103,7 @@ def draw(
     fill: Callable[[Figure], None],
     *,
     size: tuple[float, float],
-    min_width: int = 0,
+    is_wide: bool = False,
 ) -> Picture:
     """Draw a figure.
 
@@ -111,7 +112,7 @@ def draw(
         alt: what it shows.
         fill: draws into the new figure.
         size: width and height in inches, of 96 CSS pixels each.
-        min_width: see `Picture`.
+        is_wide: see `Picture`.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")
@@ -120,7 +121,7 @@ def draw(
         figure.savefig(svg, format="svg", metadata={"Date": None})
         figure.savefig(png, format="png", dpi=PNG_DPI)
     text = svg.getvalue().replace(b"'DejaVu Sans'", FONTS.replace("'", "&apos;").encode())
-    return Picture(name, alt, text, png.getvalue(), min_width)
+    return Picture(name, alt, text, png.getvalue(), is_wide)
 
 
 def plain(value: object, limit: int = 24) -> str:
