@@ -231,7 +231,7 @@ def _top(search: SearchRun, colors: Mapping[Candidate, str]) -> Section:
         *(Column({"top5": "top-5 (%)"}.get(name, name), _best_first(name)) for name in extra),
         *(Column({"macs": "MACs", "params": "parameters"}.get(name, plain(name)), "ascending")
           for name in costs),
-        Column("choices, first layer to last", is_text=True),
+        Column("choices, in order", is_text=True),
     ]  # fmt: skip
     show = _show_score(ranking)
     rows = []

@@ -157,18 +157,19 @@ def collect(targets: Sequence[str], *, experiments_dir: Path | None = None) -> S
     searches: dict[Path, SearchRun] = {}
     problems = []
     for target in targets:
-        path = Path(target)
-        if not path.is_dir():
-            path = _find_by_id(target, experiments_dir)
-        found = [path] if _is_source(path) else _find_inside(path)
-        for each in found:
-            if _is_run(each):
-                runs[each.resolve()] = read_run(each)
-            else:
-                searches[each.resolve()] = read_search(each)
+        try:
+            found = _find(target, experiments_dir)
+            for each in found:
+                if _is_run(each):
+                    runs[each.resolve()] = read_run(each)
+                else:
+                    searches[each.resolve()] = read_search(each)
+        except OSError as problem:  # a folder that may not be looked into
+            problems.append(f"{target}: cannot be read ({problem.strerror or problem})")
+            continue
         if not found:
             problems.append(
-                f"{path} holds no run yet: there is no args.json, metrics.jsonl or search.jsonl "
+                f"{target} holds no run yet: there is no args.json, metrics.jsonl or search.jsonl "
                 "in it or in the folders in it"
             )
     return Sources(tuple(runs.values()), tuple(searches.values()), tuple(problems))
@@ -215,7 +216,8 @@ def read_run(path: Path) -> TrainingRun:
 def read_search(path: Path) -> SearchRun:
     """A search: the folder of ``search.jsonl``, or the experiment's folder with it in ``log``."""
     is_experiment = not (path / JOURNAL).exists() and (path / "log").is_dir()
-    experiment = path if is_experiment else path.parent if path.name == "log" else None
+    is_log = path.name == "log" and (path.parent / "checkpoint").is_dir()
+    experiment = path if is_experiment else path.parent if is_log else None
     folder = path / "log" if is_experiment else path
     state = (experiment / "checkpoint" if experiment else folder) / STATE_FILE
     problems: list[str] = []
@@ -313,9 +315,13 @@ def list_searches(experiments_dir: Path | None) -> list[KnownExperiment]:
     return [each for each in known if (each.folder / "log" / JOURNAL).exists()]
 
 
-def _find_by_id(target: str, experiments_dir: Path | None) -> Path:
+def _find(target: str, experiments_dir: Path | None) -> list[Path]:
+    """The runs and searches that a target names."""
+    path = Path(target)
+    if path.is_dir():
+        return [path] if _is_source(path) else _find_inside(path)
     try:
-        return find_experiment(target, experiments_dir).folder
+        return [find_experiment(target, experiments_dir).folder]
     except SearchError as problem:
         raise SearchError(f"{target}: is no folder, and {problem}") from None
 

@@ -39,11 +39,12 @@ def test_every_way_to_name_a_source_leads_to_it(demo):
     assert (len(sources.runs), len(sources.searches)) == (2, 1)
 
 
-def test_search_without_nni_is_read(tmp_path):
+@pytest.mark.parametrize("name", ["local", "log"])
+def test_search_without_nni_is_read(tmp_path, name):
     experiment = write_experiment(tmp_path / "x")
     os.rename(experiment / "checkpoint" / "search.json", experiment / "log" / "search.json")
-    os.rename(experiment / "log", tmp_path / "local")
-    search = read_search(tmp_path / "local")
+    os.rename(experiment / "log", tmp_path / name)
+    search = read_search(tmp_path / name)
     assert (search.id, search.url, len(search.entries)) == (None, None, 18)
     assert search.progress and search.progress.num_planned == 18
 
@@ -59,6 +60,12 @@ def test_of_several_experiments_the_latest_is_taken(tmp_path):
 def test_unknown_target_is_an_error(tmp_path):
     with pytest.raises(SearchError, match="nowhere: is no folder, and there is no experiment"):
         collect(["nowhere"], experiments_dir=tmp_path)
+
+
+def test_target_that_cannot_be_looked_at_is_told(demo):
+    sources = collect(["x" * 300, str(demo)])
+    assert "cannot be read (File name too long)" in sources.problems[0]
+    assert len(sources.runs) == 2
 
 
 def test_empty_folder_is_told(tmp_path):
