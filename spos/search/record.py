@@ -217,7 +217,7 @@ class Progress:
         problem: why the search stopped before its end; None if it did not.
         space: name of the search space.
         options: of the search space.
-        constraints: that every candidate meets; None if the state is an older one, which does not say.
+        constraints: that every candidate meets; None if the state does not say, as older ones.
     """
 
     num_planned: int
