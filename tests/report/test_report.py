@@ -26,14 +26,6 @@ FIGURES = {
 EVIL = '"><script>alert(2)</script><img src=//evil.invalid/x onerror=alert(1)>$x_1$&amp;\x00é漢'
 
 
-@pytest.fixture(scope="session")
-def report(demo, tmp_path_factory):
-    """The report of the finished search."""
-    folder = tmp_path_factory.mktemp("report")
-    write_report(collect([str(demo)]), folder)
-    return folder
-
-
 def page_of(*paths: Path) -> str:
     return build_page(collect([str(path) for path in paths]))[0]
 

@@ -54,13 +54,8 @@ class Visit:
         )
 
 
-@pytest.fixture(scope="module")
-def report(demo, tmp_path_factory):
-    return write_report(collect([str(demo)]), tmp_path_factory.mktemp("report"))[0]
-
-
 def test_page_opens_quietly_with_every_figure(browser, report):
-    visit = Visit(browser, report)
+    visit = Visit(browser, report / "index.html")
     sizes = visit.page.eval_on_selector_all(
         "img", "all => all.map(i => [i.complete, i.naturalWidth, i.clientWidth, i.clientHeight])"
     )
@@ -72,7 +67,7 @@ def test_page_opens_quietly_with_every_figure(browser, report):
 
 
 def test_table_sorts_by_every_column_both_ways(browser, report):
-    visit = Visit(browser, report)
+    visit = Visit(browser, report / "index.html")
     before = visit.rows()
     assert len(before) == 17
     buttons = visit.page.locator("table.sortable th button")
@@ -97,7 +92,7 @@ def test_table_sorts_by_every_column_both_ways(browser, report):
 
 
 def test_link_saves_the_architecture(browser, report, demo):
-    visit = Visit(browser, report)
+    visit = Visit(browser, report / "index.html")
     with visit.page.expect_download() as caught:
         visit.page.locator("table.sortable a").first.click()
     best = (demo / "search" / "Ab3dE6gH" / "log" / "checkpoints" / "best.json").read_text()
@@ -108,7 +103,7 @@ def test_link_saves_the_architecture(browser, report, demo):
 
 @pytest.mark.parametrize("width", [360, 768, 1280, 1920])
 def test_page_is_never_wider_than_the_screen(browser, report, width):
-    page = Visit(browser, report, width=width).page
+    page = Visit(browser, report / "index.html", width=width).page
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -122,11 +117,11 @@ def test_hostile_files_do_nothing_in_the_browser(browser, tmp_path):
 
 def test_page_cannot_reach_the_network(browser, report, tmp_path):
     # Even text that slipped through unescaped: the page's policy stops it.
-    path = tmp_path / "index.html"
+    path, page = tmp_path / "index.html", (report / "index.html").read_text(encoding="utf-8")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}/x"
         evil = f"<img src='{address}'><script>window.hacked = 1</script>"
-        path.write_text(report.read_text(encoding="utf-8").replace("<main>", f"<main>{evil}"))
+        path.write_text(page.replace("<main>", f"<main>{evil}"))
         visit = Visit(browser, path)
         server.settimeout(0.5)
         with pytest.raises(TimeoutError):
