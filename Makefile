@@ -19,6 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # Supernet, search through NNI, training from scratch, and what came out. Repeat it to continue.
 demo: $(RUNS)/best.json
 	$(BIN)/python scratch.py --fixed-arc $(RUNS)/best.json --run-dir $(RUNS)/scratch
+	$(BIN)/python -m spos report $(RUNS) --output-dir $(RUNS)/report
 	$(BIN)/python -m spos summary --supernet $(RUNS)/supernet --scratch $(RUNS)/scratch \
 	  --experiments-dir $(RUNS)/search
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "data": "make the embedded data set, split a data set, find undecodable images",
     "evaluator": "keep a supernet and its images loaded for the trials of a search",
     "rank": "how well a supernet ranks architectures whose true accuracies are known",
+    "report": "one HTML page and PNGs of a supernet, its search and its winner",
     "search": "start an architecture search on NNI safely, show its best architectures",
     "summary": "what a supernet, its search and the training from scratch came to",
     "zoo": "list the published networks, which zoo:NAME stands for",

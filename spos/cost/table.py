@@ -250,6 +250,17 @@ def parse_constraints(value: Any, *, source: str = "constraints") -> tuple[Const
     return tuple(constraints)
 
 
+def write_constraints(constraints: Sequence[Constraint]) -> dict[str, list[float | None]]:
+    """Constraints as JSON that `parse_constraints` reads; an absent bound is null."""
+    return {
+        each.metric: [
+            each.low if each.low > -math.inf else None,
+            each.high if each.high < math.inf else None,
+        ]
+        for each in constraints
+    }
+
+
 def _spec(space: Any, options: Any, choices: Mapping[str, Any]) -> SearchSpec:
     if not isinstance(space, str) or not isinstance(options, dict):
         raise TypeError(f"the space is {space!r} and its options are {options!r}")

@@ -1,6 +1,6 @@
 """A search and its files: what a result says, what becomes of it, what is kept on disk.
 
-Imports `spos.architecture`, `spos.errors`, `spos.files` and the searcher; never torch.
+Imports `spos.architecture`, `spos.cost`, `spos.errors`, `spos.files` and the searcher; never torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spos.architecture import Architecture, Choices, SearchSpec
+from spos.cost.table import Constraint, parse_constraints, write_constraints
 from spos.errors import ArchitectureError, SearchError
 from spos.files import read_json, write_text
 from spos.search.objective import DEFAULT, Objective
@@ -144,7 +145,12 @@ class SearchRecord:
             best = [self._architecture(each.choices) for each in ranking]
             save_round(self._folder, self._num_saved_rounds, best[:NUM_BEST])
             self._save_front()
-        state = {"version": STATE_VERSION, "problem": problem, "search": search.state()}
+        state = {
+            "version": STATE_VERSION,
+            "problem": problem,
+            "constraints": write_constraints(search.space.constraints),  # for those who look
+            "search": search.state(),
+        }
         write_text(self._state_path, json.dumps(state, allow_nan=False))
 
     def load(self) -> None:
@@ -224,11 +230,17 @@ class Progress:
         num_planned: candidates of the whole search.
         is_exhausted: whether no further architecture was found before that.
         problem: why the search stopped before its end; None if it did not.
+        space: name of the search space.
+        options: of the search space.
+        constraints: that every candidate meets; None if the state does not say, as older ones.
     """
 
     num_planned: int
     is_exhausted: bool
     problem: str | None
+    space: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    constraints: tuple[Constraint, ...] | None = None
 
 
 def read_progress(state_path: Path) -> Progress | None:
@@ -242,9 +254,16 @@ def read_progress(state_path: Path) -> Progress | None:
     state = read_json(state_path, error=SearchError)
     try:
         search, settings = state["search"], state["search"]["settings"]
-        planned = settings["rounds"] * settings["population"]
-        return Progress(planned, search["is_exhausted"], state["problem"])
-    except (KeyError, TypeError):
+        limits = state.get("constraints")
+        return Progress(
+            int(settings["rounds"]) * int(settings["population"]),
+            bool(search["is_exhausted"]),
+            state["problem"],
+            str(search["space"]),
+            dict(search["options"]),
+            None if limits is None else parse_constraints(limits, source=str(state_path)),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise SearchError(f"{state_path}: is not the state of a search") from None
 
 

@@ -15,11 +15,13 @@ from toy_trial import toy_score, toy_spec, toy_table
 
 from spos.__main__ import main
 from spos.commands import search_run
+from spos.cost.table import Constraint
 from spos.errors import ConfigError, SearchError
 from spos.files import lock_file
 from spos.search.arguments import METHODS, ExperimentPaths, build_method, build_search
 from spos.search.feasible import FeasibleSpace
 from spos.search.local import run_search
+from spos.search.record import read_progress
 from spos.search.results import read_entries
 from spos.search.searcher import Search
 from spos.search.tuner import SearchTuner
@@ -224,3 +226,21 @@ def test_configuration_without_one_of_our_tuners_is_refused(folder, content):
     (folder / "config.yml").write_text(content)
     with pytest.raises(ConfigError, match=r"config\.yml.*className"):
         main(["search", "run", "--config", "config.yml", "--run-dir", "supernet"])
+
+
+def test_state_says_what_the_limits_were(tmp_path):
+    limits = (Constraint("macs", high=1e9), Constraint("params", 0, 5_000_000))
+    method = build_method("random", {"rounds": 1, "population": 2})
+    run_search(Search(FeasibleSpace(toy_table(), limits), method), toy_score, folder=tmp_path)
+    progress = read_progress(tmp_path / "search.json")
+    assert progress and progress.constraints == limits
+    assert progress.space == toy_table().spec.space
+    state = json.loads((tmp_path / "search.json").read_text())
+    (tmp_path / "old.json").write_text(
+        json.dumps({name: each for name, each in state.items() if name != "constraints"})
+    )
+    older = read_progress(tmp_path / "old.json")
+    assert older and older.constraints is None
+    (tmp_path / "old.json").write_text(json.dumps({**state, "constraints": {"macs": "many"}}))
+    with pytest.raises(SearchError, match="old.json: is not the state of a search"):
+        read_progress(tmp_path / "old.json")
