@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,20 +73,26 @@ class FeatureBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """Images (N, 3, H, W) to maps (N, C, H / stride, W / stride), by stride: "4", "8", ..."""
-        maps = OrderedDict()
+        maps: OrderedDict[str, Tensor] = OrderedDict()
         for index, layer in enumerate(self.body):
             x = layer(x)
             if index in self._ends:
-                maps[self._ends[index]] = x
+                maps[self._ends[index]] = _whole(x)
         return maps
+
+
+def _whole(x: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """A map whose channels a block may hand on in parts, the leading ones first."""
+    return x if isinstance(x, Tensor) else torch.cat(x, 1)
 
 
 def _last_of_each_stride(body: nn.Sequential) -> dict[int, tuple[int, int]]:
     """Stride -> place and channels of the last layer with such a map."""
     probe = copy.deepcopy(body).to("meta").eval()
-    x = torch.empty(1, 3, _PROBE, _PROBE, device="meta")
+    x: Any = torch.empty(1, 3, _PROBE, _PROBE, device="meta")
     ends = {}
     for index, layer in enumerate(probe):
         x = layer(x)
-        ends[_PROBE // x.shape[-1]] = (index, x.shape[1])
+        whole = _whole(x)
+        ends[_PROBE // whole.shape[-1]] = (index, whole.shape[1])
     return ends
