@@ -13,7 +13,7 @@ RUNS ?= runs/demo
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dali-cuda130,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dali-cuda130,deploy,dev]'
 	touch $@
 
 # Supernet, search through NNI, training from scratch, and what came out. Repeat it to continue.

@@ -23,6 +23,7 @@ from spos.errors import CheckpointError, run_main
 from spos.evaluation.build import build_evaluator
 from spos.evaluation.evaluator import Evaluator
 from spos.files import digest
+from spos.flag_values import not_negative, positive
 from spos.spaces import build_space, load_space_class
 from spos.supernet import Supernet
 from spos.training.flags import (
@@ -30,10 +31,8 @@ from spos.training.flags import (
     add_data_flags,
     add_recipe_flags,
     add_run_flags,
-    not_negative,
     parse_options,
     parse_range,
-    positive,
 )
 from spos.training.inputs import Inputs, fit_recipe, open_inputs, open_split, split_id
 from spos.training.loop import Training

@@ -28,6 +28,7 @@ from spos.convert.weights import read_weights
 from spos.cost.table import CostTable
 from spos.data.decode import BadImage, load_rgb
 from spos.data.split import load_split
+from spos.deploy.networks import open_network
 from spos.errors import (
     ArchitectureError,
     CheckpointError,
@@ -191,6 +192,10 @@ READERS = {
     "weights of any system": Reader("best.pth.tar", read_weights, CheckpointError),
     "weights of MXNet": Reader("best.params", read_weights, CheckpointError),
     "subnet": Reader("best.safetensors", load_subnet, CheckpointError),
+    "exported folder": Reader(
+        "config.json", lambda path: load_subnet(path.parent), CheckpointError
+    ),
+    "ONNX model": Reader("net.onnx", open_network, CheckpointError),
     "subnet's weights": Reader(
         "weights.pth", lambda path: load_subnet(ARCH, path), CheckpointError
     ),

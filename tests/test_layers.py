@@ -19,6 +19,7 @@ SCRIPTS = ("supernet.py", "tester.py", "scratch.py")
 LAYERS = {
     "spos.errors": 0,
     "spos.files": 0,
+    "spos.flag_values": 0,
     "spos.architecture": 1,
     "spos.cost.table": 2,
     "spos.cost.axis": 2,
