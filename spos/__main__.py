@@ -15,6 +15,7 @@ COMMANDS = {
     "cost": "what a network costs in any system's convention; cost tables and profiles",
     "data": "make the embedded data set, split a data set, find undecodable images",
     "rank": "how well a supernet ranks architectures whose true accuracies are known",
+    "sample": "draw the paths of any sampler without training, and how they cover a box of costs",
     "search": "start an architecture search on NNI safely, show its best architectures",
     "summary": "what a supernet, its search and the training from scratch came to",
     "zoo": "list the published networks, which zoo:NAME stands for",

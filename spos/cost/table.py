@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spos.architecture import Choices, SearchSpec
+from spos.architecture import Candidate, Choices, SearchSpec
 from spos.errors import ConstraintError, SposError
 from spos.files import read_json, write_json
 
@@ -79,6 +79,32 @@ class CostTable:
         columns = [term.costs[self._known(metric)] for term in self.terms]
         fixed = self.fixed[metric]
         return fixed + sum(map(min, columns)), fixed + sum(map(max, columns))
+
+    def restrict(self, choices: Mapping[str, Sequence[Candidate]]) -> CostTable:
+        """The table of a part of the space.
+
+        Args:
+            choices: label -> the candidates that are left, at least one; a label that is not named
+                keeps all.
+
+        Raises:
+            ConstraintError: if a label or a candidate is not of this table, or a label has none.
+        """
+        for label, left in choices.items():
+            if (
+                label not in self.spec.choices
+                or not left
+                or set(left) - set(self.spec.choices[label])
+            ):
+                raise ConstraintError(
+                    f"{label}: {list(left)} is no part of the candidates of {self.spec.space!r}"
+                )
+        part = {
+            label: tuple(each for each in known if each in choices.get(label, known))
+            for label, known in self.spec.choices.items()
+        }
+        terms = [_restrict(term, self.spec, part) for term in self.terms]
+        return CostTable(SearchSpec(self.spec.space, self.spec.options, part), self.fixed, terms)
 
     def save(self, path: Path | str) -> None:
         """Write the table as JSON, atomically."""
@@ -237,3 +263,13 @@ def _term(entry: Mapping[str, Any], spec: SearchSpec, fixed: Mapping[str, float]
     if any(len(column) != size for column in costs.values()):
         raise ValueError(f"the term of {labels} does not have {size} costs")
     return Term(labels, costs)
+
+
+def _restrict(term: Term, spec: SearchSpec, part: Mapping[str, Sequence[Candidate]]) -> Term:
+    """The term's numbers for the combinations of the candidates that are left."""
+    kept = [
+        all(each in part[label] for label, each in zip(term.labels, key, strict=True))
+        for key in itertools.product(*(spec.choices[label] for label in term.labels))
+    ]
+    columns = {m: tuple(itertools.compress(column, kept)) for m, column in term.costs.items()}
+    return Term(term.labels, columns)
