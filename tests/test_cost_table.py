@@ -17,7 +17,7 @@ from spos.cost.table import (
     parse_constraints,
     parse_quantity,
 )
-from spos.errors import ArchitectureError, ConstraintError
+from spos.errors import ConstraintError
 
 SPEC = SearchSpec(
     "wide",
@@ -402,7 +402,7 @@ def every_choices(table):
     "fixed", [{}, {"channel_1": 24}, {"layer_1": "k5", "layer_2": "k7"}, {"layer_1": "k3"}]
 )
 def test_part_of_a_table_holds_the_costs_of_its_architectures(fixed):
-    part = TABLE.fix(fixed)
+    part = TABLE.restrict({label: (each,) for label, each in fixed.items()})
     kept = [each for each in every_choices(TABLE) if fixed.items() <= each.items()]
     assert list(every_choices(part)) == kept
     assert [part.costs(each) for each in kept] == [TABLE.costs(each) for each in kept]
@@ -412,8 +412,8 @@ def test_part_of_a_table_holds_the_costs_of_its_architectures(fixed):
 
 @pytest.mark.parametrize("fixed", [{"layer_9": "k3"}, {"layer_1": "k9"}, {"channel_1": True}])
 def test_part_of_unknown_choices_is_refused(fixed):
-    with pytest.raises(ArchitectureError, match="fixed choices"):
-        TABLE.fix(fixed)
+    with pytest.raises(ConstraintError, match="is no part of the candidates"):
+        TABLE.restrict({label: (each,) for label, each in fixed.items()})
 
 
 def test_sum_of_metrics_is_a_metric():

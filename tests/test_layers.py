@@ -23,6 +23,7 @@ LAYERS = {
     "spos.architecture": 1,
     "spos.cost.table": 2,
     "spos.cost.axis": 2,
+    "spos.cost.grid": 2,
     "spos.cost.scores": 2,
     "spos.data": 2,
     "spos.search": 3,

@@ -81,23 +81,31 @@ class CostTable:
         fixed = self.fixed[metric]
         return fixed + sum(map(min, columns)), fixed + sum(map(max, columns))
 
-    def fix(self, fixed: Choices) -> CostTable:
-        """The table of the part of the space in which these choices are made.
+    def restrict(self, choices: Mapping[str, Sequence[Candidate]]) -> CostTable:
+        """The table of a part of the space.
+
+        Args:
+            choices: label -> the candidates that are left, at least one; a label that is not named
+                keeps all.
 
         Raises:
-            ArchitectureError: if a label or candidate is not of the space.
+            ConstraintError: if a label or a candidate is not of this table, or a label has none.
         """
-        if not fixed:
-            return self
-        self.spec.check({**self._any_choices(), **fixed}, source="the fixed choices")
-        choices = {
-            label: (fixed[label],) if label in fixed else each
-            for label, each in self.spec.choices.items()
+        for label, left in choices.items():
+            if (
+                label not in self.spec.choices
+                or not left
+                or set(left) - set(self.spec.choices[label])
+            ):
+                raise ConstraintError(
+                    f"{label}: {list(left)} is no part of the candidates of {self.spec.space!r}"
+                )
+        part = {
+            label: tuple(each for each in known if each in choices.get(label, known))
+            for label, known in self.spec.choices.items()
         }
-        spec = SearchSpec(self.spec.space, self.spec.options, choices)
-        return CostTable(
-            spec, self.fixed, [_fix_term(each, self.spec, fixed) for each in self.terms]
-        )
+        terms = [_restrict(term, self.spec, part) for term in self.terms]
+        return CostTable(SearchSpec(self.spec.space, self.spec.options, part), self.fixed, terms)
 
     def with_sum(self, metric: str, weights: Mapping[str, float]) -> CostTable:
         """The table with a further metric: the weighted sum of some that it has.
@@ -155,9 +163,6 @@ class CostTable:
                 'generate it again with `nnictl ss_gen -t "python tester.py"`'
             ) from None
         return cls(spec, fixed, terms)
-
-    def _any_choices(self) -> dict[str, Candidate]:
-        return {label: each[0] for label, each in self.spec.choices.items()}
 
     def _known(self, metric: str) -> str:
         if metric not in self.fixed:
@@ -273,17 +278,6 @@ def _spec(space: Any, options: Any, choices: Mapping[str, Any]) -> SearchSpec:
     return SearchSpec(space, options, choices)
 
 
-def _fix_term(term: Term, spec: SearchSpec, fixed: Choices) -> Term:
-    """The term's costs of the combinations that have the fixed choices."""
-    combinations = itertools.product(*(spec.choices[label] for label in term.labels))
-    kept = [
-        all(fixed.get(label, each) == each for label, each in zip(term.labels, key, strict=True))
-        for key in combinations
-    ]
-    columns = {name: tuple(itertools.compress(each, kept)) for name, each in term.costs.items()}
-    return Term(term.labels, columns)
-
-
 def _number(value: Any) -> float:
     if type(value) not in (int, float):
         raise TypeError(f"{value!r} is not a number")
@@ -299,3 +293,13 @@ def _term(entry: Mapping[str, Any], spec: SearchSpec, fixed: Mapping[str, float]
     if any(len(column) != size for column in costs.values()):
         raise ValueError(f"the term of {labels} does not have {size} costs")
     return Term(labels, costs)
+
+
+def _restrict(term: Term, spec: SearchSpec, part: Mapping[str, Sequence[Candidate]]) -> Term:
+    """The term's numbers for the combinations of the candidates that are left."""
+    kept = [
+        all(each in part[label] for label, each in zip(term.labels, key, strict=True))
+        for key in itertools.product(*(spec.choices[label] for label in term.labels))
+    ]
+    columns = {m: tuple(itertools.compress(column, kept)) for m, column in term.costs.items()}
+    return Term(term.labels, columns)

@@ -37,8 +37,8 @@ class FeasibleSpace:
         fixed: label -> the candidate that every drawn architecture has; the rest is searched.
 
     Raises:
-        ArchitectureError: if a fixed label or candidate is not of the space.
-        ConstraintError: if a bound cannot be met, or no architecture meets all of them.
+        ConstraintError: if a fixed label or candidate is not of the space, a bound cannot be met,
+            or no architecture meets all of them.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class FeasibleSpace:
     ) -> None:
         self.table, self.constraints, self.fixed = table, tuple(constraints), dict(fixed or {})
         self.spec: SearchSpec = table.spec
-        part = table.fix(self.fixed)
+        part = table.restrict({label: (each,) for label, each in self.fixed.items()})
         for constraint in constraints:
             constraint.check_reachable(part)
         self._candidates = list(self.spec.choices.values())

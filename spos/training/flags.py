@@ -1,4 +1,4 @@
-"""The flags that `supernet.py` and `scratch.py` share; unset ones take what suits the data.
+"""The flags that `supernet.py` and other commands share; unset ones take what suits the data.
 
 Imports `spos.errors`, `spos.files`, `spos.flag_values` and `spos.training.recipe`.
 """
@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from spos.errors import ConfigError, SposError
+from spos.errors import ConfigError
 from spos.files import parse_json
 from spos.flag_values import not_negative, positive
 from spos.training.recipe import AMP_MODES, SCHEDULES
@@ -115,22 +115,3 @@ def parse_options(text: str | None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f'--space-options {text}: expected an object such as {{"key": 1}}')
     return value
-
-
-def parse_range(text: str | None, *, flag: str) -> tuple[float, float] | None:
-    """A range such as ``290M:360M``.
-
-    Raises:
-        ConfigError: if it is something else.
-    """
-    from spos.cost.table import parse_quantity
-
-    if text is None:
-        return None
-    low, colon, high = text.partition(":")
-    try:
-        if not colon:
-            raise ConfigError("no colon")
-        return parse_quantity(low, source=flag), parse_quantity(high, source=flag)
-    except SposError:
-        raise ConfigError(f"{flag} {text}: expected a range such as 290M:360M") from None
