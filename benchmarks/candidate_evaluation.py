@@ -61,13 +61,8 @@ def main() -> None:
             overheads.append(_overhead(done, read_evaluation_seconds(run)[before:]))
         return done.per_minute()
 
-    ours = [sys.executable, f"{ROOT}/tester.py", "--run-dir", f"{run}", "--device", "cpu",
-            "--threads", f"{args.threads}"]  # fmt: skip
-    baseline = [
-        sys.executable, f"{ROOT}/benchmarks/candidate_evaluation.py", BASELINE_TRIAL, f"{run}",
-        "--threads", f"{args.threads}", "--batches", f"{args.batches}",
-    ]  # fmt: skip
     variants = {}
+    baseline, ours = trial_commands(args, run)
     for name, command in (("baseline", baseline), ("ours", ours)):
         for count in args.concurrency:
             variants[f"{name}, {count} at a time"] = lambda command=command, count=count: measure(
@@ -83,6 +78,17 @@ def main() -> None:
     if overheads:
         print(f"from a trial's end to the next report, without evaluation, 1 at a time: "
               f"{statistics.median(overheads):.2f} s")  # fmt: skip
+
+
+def trial_commands(args: argparse.Namespace, run: Path) -> tuple[list[str], list[str]]:
+    """Words of the baseline's trial command and of ours."""
+    ours = [sys.executable, f"{ROOT}/tester.py", "--run-dir", f"{run}", "--device", "cpu",
+            "--threads", f"{args.threads}"]  # fmt: skip
+    baseline = [
+        sys.executable, f"{ROOT}/benchmarks/candidate_evaluation.py", BASELINE_TRIAL, f"{run}",
+        "--threads", f"{args.threads}", "--batches", f"{args.batches}",
+    ]  # fmt: skip
+    return baseline, ours
 
 
 def _overhead(done: Finished, seconds: list[float]) -> float:
