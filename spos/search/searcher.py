@@ -313,7 +313,7 @@ class Search:
         given = {"method": type(self.method).__name__, **self._settings()}
         saved = {"method": state["method"], **state["settings"]}
         for name, value in given.items():
-            if saved[name] != value:
+            if saved.get(name, value) != value:  # a setting that the saved search did not know
                 raise SearchError(
                     f"the saved search has {name} {saved[name]!r}, this one {value!r}; continue "
                     "it with the settings it began with, or start a new one"
