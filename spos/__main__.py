@@ -16,6 +16,7 @@ COMMANDS = {
     "data": "make the embedded data set, split a data set, find undecodable images",
     "export": "a trained network as ONNX, int8, or a folder to hand over; checked on real images",
     "predict": "the most probable classes of image files",
+    "rank": "how well a supernet ranks architectures whose true accuracies are known",
     "search": "start an architecture search on NNI safely, show its best architectures",
     "summary": "what a supernet, its search and the training from scratch came to",
     "zoo": "list the published networks, which zoo:NAME stands for",
