@@ -18,6 +18,7 @@ import torch
 from spos.architecture import Candidate
 from spos.convert.weights import ConvertedWeights, read_weights
 from spos.cost.counting import build_cost_table
+from spos.cost.table import CostTable
 from spos.data.split import apply_split, save_split
 from spos.errors import CheckpointError, run_main
 from spos.evaluation.build import build_evaluator
@@ -133,7 +134,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     )
     if run.is_writer:
         save_split(run.path / "split.json", split)
-        table.save(run.path / "cost.json")
+        write_costs(run.path / "cost.json", table)
         describe(args.space, inputs, recipe, len(training), len(split.held_out))
 
     torch.manual_seed(recipe.seed)
@@ -154,6 +155,17 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     ).fit()
     run.close()
     log.info("done: %s; next: python -m spos search start", args.run_dir)
+
+
+def write_costs(path: Path, table: CostTable) -> None:
+    """Write the cost table of a run; what was measured for it before is kept."""
+    if path.exists():
+        known = CostTable.load(path)
+        kept = table.with_measured(known)
+        if lost := sorted(set(known.measured) - set(kept.measured)):
+            log.warning("%s: its %s is of another space and is dropped", path, ", ".join(lost))
+        table = kept
+    table.save(path)
 
 
 def read_start(path: Path, space: str, options: dict) -> ConvertedWeights:

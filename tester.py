@@ -107,6 +107,7 @@ def run_trial(args: argparse.Namespace) -> None:
                 build_evaluator(args, run), run, arch.choices, progress=trial.report_intermediate
             )
             save_result(run.path, checkpoint, arch, result)
+        result = {**result, **run.table.costs(arch.choices)}  # a metric may have come since
     except Exception as problem:
         trial.report_failure(f"{type(problem).__name__}: {problem}")
         raise

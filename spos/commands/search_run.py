@@ -129,6 +129,7 @@ def _evaluation(args: argparse.Namespace) -> Callable[[Choices], dict[str, Any]]
             measured = {"top1": accuracy.top1, "top5": accuracy.top5, "loss": accuracy.loss}
             result = {**measured, **run.table.costs(arch.choices)}
             save_result(run.path, checkpoint, arch, result)
-        return {"default": result["top1"], **result}
+        costs = run.table.costs(arch.choices)  # a metric may have come since it was evaluated
+        return {"default": result["top1"], **result, **costs}
 
     return evaluate
