@@ -14,6 +14,7 @@ COMMANDS = {
     "convert": "turn architectures and weights of other systems into ours, and back",
     "cost": "what a network costs in any system's convention; cost tables and profiles",
     "data": "make the embedded data set, split a data set, find undecodable images",
+    "rank": "how well a supernet ranks architectures whose true accuracies are known",
     "search": "start an architecture search on NNI safely, show its best architectures",
     "summary": "what a supernet, its search and the training from scratch came to",
     "zoo": "list the published networks, which zoo:NAME stands for",

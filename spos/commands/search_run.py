@@ -28,14 +28,19 @@ TUNERS = ("spos.search.tuner.SearchTuner", "spos.search.tuner.EvolutionTuner")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags that `search start` does not have."""
-    parser.add_argument(
-        "--run-dir", type=Path, default=Path("runs/supernet"), help="of supernet.py (%(default)s)"
-    )
+    add_evaluation_flags(parser)
     parser.add_argument(
         "--output-dir",
         type=Path,
         default=Path("runs/search"),
         help="results and state; the same command continues a search there (%(default)s)",
+    )
+
+
+def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of `build_evaluation`."""
+    parser.add_argument(
+        "--run-dir", type=Path, default=Path("runs/supernet"), help="of supernet.py (%(default)s)"
     )
     parser.add_argument("--data-dir", type=Path, help="where the images are now, if they moved")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -71,7 +76,7 @@ def run_locally(args: argparse.Namespace, class_args: dict[str, Any]) -> SearchR
         entries = read_entries(args.output_dir)
         line.show(describe_progress(entries, num_planned=search.num_planned, per_second=0))
 
-    record = run_search(search, _evaluation(args), folder=args.output_dir, progress=progress)
+    record = run_search(search, build_evaluation(args), folder=args.output_dir, progress=progress)
     entries = read_entries(args.output_dir)
     line.close(describe_progress(entries, num_planned=search.num_planned, per_second=0))
     return record
@@ -100,7 +105,7 @@ def read_arguments(path: Path) -> dict[str, Any]:
     return arguments
 
 
-def _evaluation(args: argparse.Namespace) -> Callable[[Choices], dict[str, Any]]:
+def build_evaluation(args: argparse.Namespace) -> Callable[[Choices], dict[str, Any]]:
     """What tester.py does for one candidate, with everything loaded once."""
     import torch
 
