@@ -9,13 +9,14 @@ split of the training images, the cost table (cost.json) and checkpoints.
 """
 
 import argparse
+import functools
 import logging
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from spos.architecture import Candidate
 from spos.convert.weights import ConvertedWeights, read_weights
 from spos.cost.counting import build_cost_table
 from spos.cost.table import CostTable
@@ -42,6 +43,8 @@ from spos.training.parallel import process_group, rank, select_device
 from spos.training.recipe import Recipe
 from spos.training.run_folder import RunFolder, RunSettings, show_log
 from spos.training.samplers import SAMPLERS, UniformSampler, build_sampler
+from spos.training.shrink_flags import add_shrink_flags, plan_shrinking
+from spos.training.shrinking import Shrinking, ShrinkPlan
 
 VAL_SEED = 2**32  # of the paths that validation measures; apart from the seeds people choose
 
@@ -75,6 +78,7 @@ def parse_arguments() -> argparse.Namespace:
         "--weights", type=Path, metavar="FILE",
         help="begin with the weights of a supernet, ours or another system's; --epochs 0: as it is",
     )  # fmt: skip
+    add_shrink_flags(parser)
     add_recipe_flags(parser)
     add_run_flags(parser, run_dir="runs/supernet")
     group = parser.add_argument_group("validation of sampled paths")
@@ -97,50 +101,50 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace, inputs: Inputs) -> None:
-    data_dir = inputs.data.train.root.parent
     per_class = args.held_out_per_class or inputs.preset.held_out_per_class
-    split = open_split(inputs.data, data_dir, per_class=per_class)
+    split = open_split(inputs.data, inputs.data.train.root.parent, per_class=per_class)
     training, _ = apply_split(inputs.data.train, split)
     recipe = fit_recipe(inputs.preset.supernet, args, RECIPE_FLAGS)
-    options = {
-        "image_size": inputs.image_size,
-        "num_classes": len(inputs.data.train.classes),
-        **parse_options(args.space_options),
-    }
+    options = space_options(args, inputs)
     start = read_start(args.weights, args.space, options) if args.weights else None
     options = dict(start.options) if start else options
     table = build_cost_table(args.space, options=options)
-    macs_range = parse_range(args.macs_range, flag="--macs-range")
-    sampler = build_sampler(args.sampler, table, seed=recipe.seed, macs_range=macs_range)
-    calibration_images = args.calibration_images or inputs.preset.calibration_images
+    make_sampler = functools.partial(
+        build_sampler, args.sampler, seed=recipe.seed,
+        macs_range=parse_range(args.macs_range, flag="--macs-range"),
+    )  # fmt: skip
+    sampler, plan = make_sampler(table), plan_shrinking(args, table, recipe.epochs)
+    images = args.calibration_images or inputs.preset.calibration_images
     config = {
         "space": args.space,
         "options": options,
         "affine": start is not None and has_affine(start.network),
         "weights": digest(args.weights) if start else None,
-        "sampler": args.sampler,
-        "macs_range": args.macs_range,
+        **path_config(args, plan),
         "held_out": len(split.held_out),
         "split": split_id(split),
-        "calibration_images": calibration_images,
-        "val_paths": args.val_paths,
+        "calibration_images": images,
         **inputs.config(),
         **vars(recipe),
     }
-    run = RunFolder(
-        args.run_dir,
-        RunSettings("supernet", config, inputs.runtime()),
-        is_writer=rank() == 0,
-    )
+    settings = RunSettings("supernet", config, inputs.runtime())
+    run = RunFolder(args.run_dir, settings, is_writer=rank() == 0)
     if run.is_writer:
         save_split(run.path / "split.json", split)
-        write_costs(run.path / "cost.json", table)
+        if not plan or not (run.path / "cost.json").exists():  # it may be shrunk: see below
+            write_costs(run.path / "cost.json", table)
         describe(args.space, inputs, recipe, len(training), len(split.held_out))
-
     torch.manual_seed(recipe.seed)
     supernet = build_supernet(start, args.space, options)
-    evaluator = build_evaluator(supernet, inputs, split, calibration_images=calibration_images)
-    paths = [UniformSampler(table.spec, seed=VAL_SEED).sample(n) for n in range(args.val_paths)]
+    evaluator = build_evaluator(supernet, inputs, split, calibration_images=images)
+    shrinking = plan and Shrinking(
+        supernet, table, plan, build_sampler=make_sampler, folder=run.path / "base",
+        publish=functools.partial(write_costs, run.path / "cost.json"), seed=recipe.seed,
+    )  # fmt: skip
+
+    def validate() -> dict[str, float]:
+        return measure_paths(evaluator, shrinking.table if shrinking else table, args.val_paths)
+
     Training(
         supernet,
         recipe,
@@ -149,12 +153,24 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         device=inputs.device,
         run=run,
         sampler=sampler,
-        validate=(lambda: measure_paths(evaluator, paths)) if paths else None,
+        validate=validate if args.val_paths else None,
         validate_every=args.val_every or max(1, recipe.epochs // 10),
         save_every=args.save_every,
+        shrinking=shrinking,
     ).fit()
     run.close()
     log.info("done: %s; next: python -m spos search start", args.run_dir)
+
+
+def space_options(args: argparse.Namespace, inputs: Inputs) -> dict[str, Any]:
+    images = {"image_size": inputs.image_size, "num_classes": len(inputs.data.train.classes)}
+    return {**images, **parse_options(args.space_options)}
+
+
+def path_config(args: argparse.Namespace, plan: ShrinkPlan | None) -> dict[str, object]:
+    """The part of the configuration that says which paths are trained and measured."""
+    config = {name: getattr(args, name) for name in ("sampler", "macs_range", "val_paths")}
+    return {**config, "shrink": vars(plan)} if plan else config
 
 
 def write_costs(path: Path, table: CostTable) -> None:
@@ -201,9 +217,10 @@ def describe(
     )  # fmt: skip
 
 
-def measure_paths(evaluator: Evaluator, paths: list[dict[str, Candidate]]) -> dict[str, float]:
+def measure_paths(evaluator: Evaluator, table: CostTable, number: int) -> dict[str, float]:
     """Held-out accuracy of the same few paths every time, BatchNorm recalibrated for each."""
-    results = [evaluator.evaluate(path) for path in paths]
+    paths = UniformSampler(table.spec, seed=VAL_SEED)
+    results = [evaluator.evaluate(paths.sample(step)) for step in range(number)]
     top1 = [result.top1 for result in results]
     return {
         "val/top1": statistics.mean(top1),
