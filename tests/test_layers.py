@@ -38,6 +38,7 @@ LAYERS = {
     "spos.search.tuner": 6,
     "spos.search.launch": 6,
     "spos.search.watch": 6,
+    "spos.deploy.folding": 4,
     "spos.deploy": 6,
     "spos.report": 6,
     "spos.commands": 7,

@@ -26,6 +26,7 @@ from spos.training import checkpoint, parallel
 from spos.training.recipe import Recipe, decay_groups
 from spos.training.run_folder import RunFolder
 from spos.training.samplers.protocol import PathSampler, ResumableSampler
+from spos.training.shrinking import Shrinking
 from spos.training.slices import only_active_slices
 from spos.training.status import StatusLine
 
@@ -64,6 +65,7 @@ class Training:
         validate: called after every ``validate_every`` epochs and at the end; returns metrics.
         validate_every: in epochs.
         save_every: in epochs.
+        shrinking: drops candidates between epochs; then it is the sampler as well.
     """
 
     def __init__(
@@ -79,10 +81,12 @@ class Training:
         validate: Callable[[], Mapping[str, float]] | None = None,
         validate_every: int = 1,
         save_every: int = 1,
+        shrinking: Shrinking | None = None,
     ) -> None:
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe, self.loader, self.preprocessing = recipe, loader, preprocessing
-        self.device, self.run, self.sampler = device, run, sampler
+        self.device, self.run, self.sampler = device, run, shrinking or sampler
+        self.shrinking = shrinking
         self.validate, self.validate_every, self.save_every = validate, validate_every, save_every
         self.step = 0
         self.total_steps = recipe.epochs * len(loader)
@@ -143,6 +147,8 @@ class Training:
         self._check_finite()
         self.run.record(self.step, {**self._meter.finish_epoch(), "train/lr": self._lr()})
         is_last = epoch == self.recipe.epochs
+        if self.shrinking:
+            self.shrinking.after_epoch(self.network, epoch=epoch, step=self.step)
         if is_stopping:
             self._save()  # at once: who asked may not wait until the validation ends
         # Validation first: if a kill comes between the two, the resumed run does both again.
@@ -251,11 +257,15 @@ class Training:
         if isinstance(self.sampler, ResumableSampler):
             state["sampler"] = self.sampler.state()
         checkpoint.save_checkpoint(self.run.checkpoints, self.step, state)
+        if self.shrinking:
+            self.shrinking.publish()
 
     def _restore(self) -> None:
         found = checkpoint.latest_checkpoint(self.run.checkpoints)
         if found is None:
             parallel.broadcast_module(self.network)
+            if self.shrinking:
+                self.shrinking.begin(self.network)
             return
         step, path = found
         state = checkpoint.load_checkpoint(path)
@@ -266,6 +276,8 @@ class Training:
             self.sampler.restore(state["sampler"])
         self.step = step
         if self.run.is_writer:
+            if self.shrinking:
+                self.shrinking.publish()
             log.info("continuing %s after step %d of %d", self.run.path, step, self.total_steps)
 
 
