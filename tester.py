@@ -14,8 +14,13 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from spos.errors import run_main
+from spos.cost.table import CostTable, find_violation, parse_constraint_flags
+from spos.errors import ConfigError, run_main
+
+if TYPE_CHECKING:
+    from spos.search.trial import Trial
 
 SEARCH_SPACE_VARIABLE = "NNI_GEN_SEARCH_SPACE"  # set by `nnictl ss_gen`: the file to write
 
@@ -44,6 +49,11 @@ def parse_arguments() -> argparse.Namespace:
         help="of a CPU; part of the result's last bits, so the same for every candidate "
         "(default: half of the cores, %(default)s here)",
     )  # fmt: skip
+    parser.add_argument(
+        "--constraint", action="append", default=[], metavar="METRIC=LOW:HIGH",
+        help="trials: a candidate outside (such as macs=0:330M) is not evaluated and scores -1; for "
+        "NNI's own tuners, which know no constraints",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print each result as one line of JSON")
     return parser.parse_args()
 
@@ -64,6 +74,8 @@ def write_search_space(args: argparse.Namespace, path: Path) -> None:
     from spos.files import write_json
 
     run = open_supernet_run(args.run_dir)
+    for constraint in parse_constraint_flags(args.constraint):
+        constraint.check_reachable(run.table)
     run.table.save(path.parent / "cost.json")
     write_json(path, run.spec.search_space())
     sys.stderr.write(f"wrote {path} and {path.parent / 'cost.json'}: {run.spec.space}, "
@@ -72,6 +84,8 @@ def write_search_space(args: argparse.Namespace, path: Path) -> None:
 
 def evaluate_files(args: argparse.Namespace) -> None:
     """Evaluate the architectures in files and print their results."""
+    if args.constraint:
+        raise ConfigError("--constraint is for trials; --arch evaluates what it is given")
     from spos.convert.architectures import read_architecture
     from spos.evaluation.build import open_supernet_run
 
@@ -95,6 +109,8 @@ def run_trial(args: argparse.Namespace) -> None:
 
     trial = start_trial()
     try:
+        if refuse(args, trial):
+            return
         from spos.evaluation.build import open_supernet_run
         from spos.evaluation.results import load_result, save_result
 
@@ -111,6 +127,18 @@ def run_trial(args: argparse.Namespace) -> None:
         trial.report_failure(f"{type(problem).__name__}: {problem}")
         raise
     trial.report_final({"default": result["top1"], **result, "arch": dict(arch.choices)})
+
+
+def refuse(args: argparse.Namespace, trial: "Trial") -> bool:
+    """Report a candidate that violates a constraint, without evaluating it; whether it does."""
+    if not args.constraint:
+        return False
+    table = CostTable.load(args.run_dir / "cost.json")
+    arch = table.spec.architecture(trial.parameters, source="the parameters of this trial")
+    violation = find_violation(parse_constraint_flags(args.constraint), table, arch.choices)
+    if violation:
+        trial.report_infeasible(violation, table.costs(arch.choices))
+    return violation is not None
 
 
 def build_evaluator(args, run):
@@ -133,7 +161,9 @@ def build_evaluator(args, run):
 
 def evaluate(evaluator, run, choices, *, progress=None) -> dict[str, float]:
     """Held-out accuracy and costs of one architecture of a supernet run."""
-    accuracy = evaluator.evaluate(choices, progress=progress)
+    from spos.evaluation.accuracy import check_finite
+
+    accuracy = check_finite(evaluator.evaluate(choices, progress=progress))
     return {
         "top1": accuracy.top1,
         "top5": accuracy.top5,

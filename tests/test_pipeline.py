@@ -1,17 +1,22 @@
 """The whole job as a user runs it: supernet, search through NNI, training from scratch."""
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 
 import pytest
+import yaml
 from forked import ROOT
 from tiny_space import TINY, write_data
 
+from spos.cost.table import CostTable
+from spos.files import read_journal
 from spos.search.results import read_entries
 
 pytestmark = [pytest.mark.nni, pytest.mark.slow]
@@ -136,3 +141,41 @@ def test_plain_nnictl_reaches_done(work):
         if len(read_entries(path.parent)) == 6
     )
     assert len({each.id for each in read_entries(log)}) == 6
+
+
+def test_tuner_of_nni_scores_what_it_may_not_propose_below_any_accuracy(work):
+    table = CostTable.load(work / "supernet" / "cost.json")
+    low, high = table.bounds("macs")
+    limit = (3 * low + high) // 4
+    config = yaml.safe_load((ROOT / "config_nni_tuners.yml").read_text())
+    command = trial_command(work)
+    config["trialCommand"] = f"{command} --constraint macs=0:{limit}"
+    config["maxTrialNumber"] = 6
+    config["tuner"]["classArgs"]["seed"] = 2
+    (work / "tuners.yml").write_text(yaml.safe_dump(config))
+    run(
+        work, sys.executable, "-m", "spos", "search", "start", "--config", "tuners.yml",
+        "--experiments-dir", "tuners", "--port", free_port(),
+    )  # fmt: skip
+    (database,) = (work / "tuners").glob("[!_]*/db/nni.sqlite")
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        rows = connection.execute("select data from MetricData where type = 'FINAL'").fetchall()
+    finals = [json.loads(json.loads(data)) for (data,) in rows]
+    assert len(finals) == 6
+    refused = [each for each in finals if "error" in each]
+    assert refused and len(refused) < 6
+    evaluated = {
+        arch_id(table, each["choices"]): each["result"]
+        for each in read_journal(work / "supernet" / "evaluations.jsonl")
+    }
+    for each in finals:
+        assert (each["macs"] > limit) == (each in refused)
+        if each in refused:
+            assert each["default"] == -1 and "top1" not in each
+            assert each["error"]["reason"].endswith("not evaluated")
+        else:
+            assert each["default"] == evaluated[arch_id(table, each["arch"])]["top1"] >= 0
+
+
+def arch_id(table, choices) -> str:
+    return table.spec.architecture(choices).id

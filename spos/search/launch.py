@@ -253,7 +253,7 @@ def _run_nnictl(arguments: Sequence[str]) -> None:
         )
     try:
         process = subprocess.run(
-            [str(nnictl), *arguments],
+            [sys.executable, "-m", "spos.search.patient_nnictl", *arguments],
             env=build_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,

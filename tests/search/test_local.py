@@ -173,7 +173,7 @@ def folder(tmp_path, monkeypatch):
     toy_table().save(tmp_path / "supernet" / "cost.json")
     tuner = {"className": "spos.search.tuner.SearchTuner", "classArgs": {"searcher": "pareto"}}
     (tmp_path / "config.yml").write_text(yaml.safe_dump({"tuner": tuner}))
-    monkeypatch.setattr(search_run, "_evaluation", lambda _: toy_score)
+    monkeypatch.setattr(search_run, "build_evaluation", lambda _: toy_score)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
