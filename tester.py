@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--constraint", action="append", default=[], metavar="METRIC=LOW:HIGH",
-        help="trials: a candidate outside (such as macs=0:330M) is not evaluated and scores -1; for "
+        help="trials: what lies outside (such as macs=0:330M) is not evaluated and scores -1; for "
         "NNI's own tuners, which know no constraints",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print each result as one line of JSON")

@@ -51,7 +51,8 @@ async def serve(folder: Path, key: Path, port: int) -> None:
         sftp_factory=True,
         encoding=None,
     )
-    print("listening", flush=True)
+    sys.stdout.write("listening\n")
+    sys.stdout.flush()
     await asyncio.Event().wait()
 
 

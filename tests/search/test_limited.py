@@ -1,4 +1,4 @@
-"""Candidates that hang, die or fail in a process of their own: pytest tests/search/test_limited.py"""
+"""Candidates that hang, die or fail: pytest tests/search/test_limited.py"""
 
 import os
 import signal
@@ -48,7 +48,9 @@ serve(build)
 @pytest.fixture
 def evaluation(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(FOLDER), os.environ.get("PYTHONPATH", "")])
+    )
     for name in ("hang.txt", "die.txt"):
         Path(name).touch()
     toy_table().save("cost.json")
@@ -102,7 +104,9 @@ with LimitedEvaluation([sys.executable, "-c", sys.argv[1]], seconds=100) as eval
 
 
 def test_evaluation_ends_with_a_killed_search(evaluation):
-    hung = "import time\ntoy_spec = None\n" + EVALUATE.replace("if name in", "if True or name in", 1)
+    hung = "import time\ntoy_spec = None\n" + EVALUATE.replace(
+        "if name in", "if True or name in", 1
+    )
     search = subprocess.Popen([sys.executable, "-c", SEARCH, hung], stdout=subprocess.PIPE)
     assert search.stdout.readline() == b"begun\n"
     (child,) = psutil.Process(search.pid).children()

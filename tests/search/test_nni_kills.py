@@ -43,12 +43,7 @@ def test_search_killed_at_random_moments_is_the_undisturbed_one(lab, searcher):
     process = lab.search("start", "--config", "config.yml")
     killed = set()  # architectures whose trial was killed
     for victim in victims:
-        num_before = len(lab.entries())
-        wait_for(
-            lambda before=num_before: len(lab.entries()) > before or process.poll() is not None,
-            seconds=90,
-            what="a result",
-        )
+        wait_for_result(lab, process)
         time.sleep(draw.uniform(0, 2))
         if process.poll() is not None:
             break
@@ -65,6 +60,16 @@ def test_search_killed_at_random_moments_is_the_undisturbed_one(lab, searcher):
     check_finished(lab, *finished)
     assert not lab.processes()
     assert outcome(lab.log) == undisturbed(lab.folder, arguments)
+
+
+def wait_for_result(lab, process):
+    """Wait for a candidate more, or for the end of the command."""
+    num_before = len(lab.entries())
+    wait_for(
+        lambda: len(lab.entries()) > num_before or process.poll() is not None,
+        seconds=180,
+        what="a result",
+    )
 
 
 def kill_trial(lab, *, but_not) -> set[str]:
@@ -103,9 +108,7 @@ def check_finished(lab, entries, counts):
 
 def undisturbed(folder, arguments) -> list[tuple]:
     toy_table().save(folder / "cost.json")
-    search = build_search(
-        ExperimentPaths(folder), constraints={"macs": [0, LIMIT]}, **arguments
-    )
+    search = build_search(ExperimentPaths(folder), constraints={"macs": [0, LIMIT]}, **arguments)
     run_search(search, toy_score, folder=folder / "undisturbed")
     return outcome(folder / "undisturbed")
 
