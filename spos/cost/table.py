@@ -295,6 +295,37 @@ def write_constraints(constraints: Sequence[Constraint]) -> dict[str, list[float
     }
 
 
+def parse_constraint_flags(flags: Sequence[str]) -> tuple[Constraint, ...]:
+    """Constraints from flags: ``macs=0:330M``, ``macs=330M``, ``params=1M:``.
+
+    They mean what ``macs: [0, 330M]``, ``macs: 330M`` and ``params: [1M, null]`` mean in a
+    configuration.
+
+    Raises:
+        ConstraintError: naming the flag that is wrong.
+    """
+    bounds: dict[str, Any] = {}
+    for flag in flags:
+        metric, equals, text = flag.partition("=")
+        if not equals or not metric or metric in bounds:
+            expected = "each metric once" if metric in bounds else "METRIC=LOW:HIGH or METRIC=HIGH"
+            raise ConstraintError(f"--constraint {flag}: expected {expected}, as in macs=0:330M")
+        low, colon, high = text.partition(":")
+        bounds[metric] = [low or None, high or None] if colon else text
+    return parse_constraints(bounds, source="--constraint")
+
+
+def find_violation(
+    constraints: Sequence[Constraint], table: CostTable, choices: Choices
+) -> str | None:
+    """What an architecture violates, in words; None if it meets all constraints."""
+    for each in constraints:
+        if not each.allows(table, choices):
+            cost = table.cost(choices, each.metric)
+            return f"{each.metric} is {cost:,}, outside {each.low:,} to {each.high:,}"
+    return None
+
+
 def _spec(space: Any, options: Any, choices: Mapping[str, Any]) -> SearchSpec:
     if not isinstance(space, str) or not isinstance(options, dict):
         raise TypeError(f"the space is {space!r} and its options are {options!r}")

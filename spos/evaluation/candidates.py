@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from spos.evaluation.accuracy import check_finite
 from spos.evaluation.build import TrainedSupernet, open_supernet_run
 from spos.evaluation.results import Results
 from spos.evaluation.settings import EvaluationSettings
@@ -81,7 +82,7 @@ class Candidates:
         self, choices: Any, *, progress: Callable[[float], None] | None = None
     ) -> dict[str, float]:
         """As `score`, but measured now and kept nowhere."""
-        accuracy = self._evaluator.evaluate(choices, progress=progress)
+        accuracy = check_finite(self._evaluator.evaluate(choices, progress=progress))
         measured = {"top1": accuracy.top1, "top5": accuracy.top5, "loss": accuracy.loss}
         return {**measured, **self.run.table.costs(choices)}
 

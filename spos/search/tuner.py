@@ -173,6 +173,8 @@ class SearchTuner(Tuner):
         """Continue the search (``nnictl resume``)."""
         with self._event():
             self._record.load()
+            if self._is_paired:
+                self._take_back_unstarted()
             _logger.info("the search continues in round %d", self._search.round)
 
     def save_checkpoint(self) -> None:
@@ -238,6 +240,21 @@ class SearchTuner(Tuner):
             self._search.count_failure()
         self._num_lost = max(self._num_lost, num_lost)
 
+    def _take_back_unstarted(self) -> None:
+        """Hand out first what was handed out in a moment in which NNI's manager was killed.
+
+        NNI runs again the trials that it had filed as started, and knows no others.
+        """
+        try:
+            trials = _server().trials()
+        except SearchError as problem:  # then it is handed out again at the end
+            _logger.warning("%s", problem)
+            return
+        known = [each.parameters for each in trials if each.is_active]
+        for choices in reversed(self._search.running):
+            if choices not in known:
+                self._search.take_back(choices)
+
     def _send_problem(self) -> None:
         """Make NNI show status ERROR; its log holds the text."""
         # The callback is a method of NNI's dispatcher, which alone can report an error.
@@ -252,7 +269,7 @@ class SearchTuner(Tuner):
 
     def _close(self) -> None:
         """Until the search has finished, look for candidates that got lost; then end it."""
-        server = NniServer.of_tuner(os.environ.get("NNI_TUNER_COMMAND_CHANNEL", ""))
+        server = _server()
         num_unanswered = num_quiet = 0
         num_events = -1
         while num_unanswered < MAX_UNANSWERED and self._problem is None:
@@ -305,6 +322,10 @@ class NamedTuner:
 EvolutionTuner = NamedTuner("EvolutionTuner")
 RandomTuner = NamedTuner("RandomTuner")
 TwoStageTuner = NamedTuner("TwoStageTuner")
+
+
+def _server() -> NniServer:
+    return NniServer.of_tuner(os.environ.get("NNI_TUNER_COMMAND_CHANNEL", ""))
 
 
 def _exit_with_manager() -> None:

@@ -13,7 +13,7 @@ from spos.architecture import load_architecture
 from spos.errors import ConfigError, ConstraintError
 from spos.search import tuner as tuner_module
 from spos.search.arguments import ExperimentPaths
-from spos.search.nni_server import NniTrial
+from spos.search.nni_server import NniServer, NniTrial
 from spos.search.results import read_entries
 from spos.search.tuner import PAIRED_VARIABLE, EvolutionTuner, SearchTuner
 
@@ -484,3 +484,26 @@ def test_relative_paths_start_at_the_code_directory(tmp_path):
     assert str(paths.cost_table("/b.json")) == "/b.json"
     assert str(paths.cost_table(None)) == "/spaces/cost.json"
     assert ExperimentPaths(tmp_path).cost_table(None) == tmp_path / "cost.json"
+
+
+@pytest.mark.parametrize("is_started", [True, False])
+def test_candidate_that_nni_never_started_is_the_next_one_again(folder, monkeypatch, is_started):
+    """The manager was killed between our answer and its own note of the trial."""
+    monkeypatch.setenv(PAIRED_VARIABLE, "1")
+    (first,) = make_tuner(folder).generate_multiple_parameters([0])
+    started = [NniTrial("RUNNING", 0, first)] if is_started else []
+    monkeypatch.setattr(Server, "trials_now", [NniTrial("FAILED", 7, None), *started])
+    tuner = make_tuner(folder)
+    tuner.load_checkpoint()
+    (choices,) = tuner.generate_multiple_parameters([1])
+    assert (choices == first) != is_started
+
+
+def test_manager_that_does_not_answer_costs_only_the_order(folder, monkeypatch):
+    monkeypatch.setenv(PAIRED_VARIABLE, "1")
+    (first,) = make_tuner(folder).generate_multiple_parameters([0])
+    monkeypatch.setattr(tuner_module, "NniServer", NniServer)  # of no address
+    tuner = make_tuner(folder)
+    tuner.load_checkpoint()
+    (choices,) = tuner.generate_multiple_parameters([1])
+    assert tuner._problem is None and choices != first
