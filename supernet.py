@@ -19,7 +19,7 @@ import torch
 
 from spos.convert.weights import ConvertedWeights, read_weights
 from spos.cost.counting import build_cost_table
-from spos.cost.table import CostTable
+from spos.cost.table import CostTable, parse_constraint_flags
 from spos.data.split import apply_split, save_split
 from spos.errors import CheckpointError, run_main
 from spos.evaluation.build import build_evaluator
@@ -41,7 +41,7 @@ from spos.training.parallel import process_group, rank, select_device
 from spos.training.recipe import Recipe
 from spos.training.run_folder import RunFolder, RunSettings, show_log
 from spos.training.samplers import SAMPLERS, build_sampler
-from spos.training.samplers.arguments import add_path_flags, parse_path_ranges, parse_warmup
+from spos.training.samplers.arguments import add_path_flags, parse_warmup
 from spos.training.samplers.uniform import UniformSampler
 from spos.training.samplers.warmup import WarmedSampler
 from spos.training.shrink_flags import add_shrink_flags, plan_shrinking
@@ -110,7 +110,8 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     make_sampler = functools.partial(
         build_sampler, args.sampler, seed=recipe.seed,
         steps_per_epoch=inputs.count_steps(training, recipe),
-        ranges=parse_path_ranges(args.path_range), warmup=parse_warmup(args.channel_warmup),
+        ranges=parse_constraint_flags(args.path_range or (), flag="--path-range"),
+        warmup=parse_warmup(args.channel_warmup),
     )  # fmt: skip
     sampler, plan = make_sampler(table), plan_shrinking(args, table, recipe.epochs)
     images = args.calibration_images or inputs.preset.calibration_images

@@ -71,7 +71,7 @@ def write_search_space(args: argparse.Namespace, path: Path) -> None:
     from spos.files import write_json
 
     run = open_supernet_run(args.run_dir)
-    for constraint in parse_constraint_flags(args.constraint):
+    for constraint in parse_constraint_flags(args.constraint, flag="--constraint"):
         constraint.check_reachable(run.table)
     run.table.save(path.parent / "cost.json")
     write_json(path, run.spec.search_space())
@@ -134,7 +134,9 @@ def refuse(args: argparse.Namespace, trial: "Trial") -> bool:
         return False
     table = CostTable.load(args.run_dir / "cost.json")
     arch = table.spec.architecture(trial.parameters, source="the parameters of this trial")
-    violation = find_violation(parse_constraint_flags(args.constraint), table, arch.choices)
+    violation = find_violation(
+        parse_constraint_flags(args.constraint, flag="--constraint"), table, arch.choices
+    )
     if violation:
         trial.report_infeasible(violation, table.costs(arch.choices))
     return violation is not None

@@ -295,24 +295,24 @@ def write_constraints(constraints: Sequence[Constraint]) -> dict[str, list[float
     }
 
 
-def parse_constraint_flags(flags: Sequence[str]) -> tuple[Constraint, ...]:
-    """Constraints from flags: ``macs=0:330M``, ``macs=330M``, ``params=1M:``.
+def parse_constraint_flags(texts: Sequence[str], *, flag: str) -> tuple[Constraint, ...]:
+    """Constraints from a repeated flag: ``macs=0:330M``, ``macs=330M``, ``params=1M:``.
 
     They mean what ``macs: [0, 330M]``, ``macs: 330M`` and ``params: [1M, null]`` mean in a
     configuration.
 
     Raises:
-        ConstraintError: naming the flag that is wrong.
+        ConstraintError: naming the flag and what is wrong.
     """
     bounds: dict[str, Any] = {}
-    for flag in flags:
-        metric, equals, text = flag.partition("=")
+    for text in texts:
+        metric, equals, value = text.partition("=")
         if not equals or not metric or metric in bounds:
             expected = "each metric once" if metric in bounds else "METRIC=LOW:HIGH or METRIC=HIGH"
-            raise ConstraintError(f"--constraint {flag}: expected {expected}, as in macs=0:330M")
-        low, colon, high = text.partition(":")
-        bounds[metric] = [low or None, high or None] if colon else text
-    return parse_constraints(bounds, source="--constraint")
+            raise ConstraintError(f"{flag} {text}: expected {expected}, as in macs=0:330M")
+        low, colon, high = value.partition(":")
+        bounds[metric] = [low or None, high or None] if colon else value
+    return parse_constraints(bounds, source=flag)
 
 
 def find_violation(

@@ -1,12 +1,14 @@
 """A network drawn block by block, and the costs of the paths that a supernet was trained on.
 
-Imports `spos.cost.table`, `spos.errors`, `spos.report`, `spos.training.samplers` and matplotlib.
+Imports `spos.cost.table`, `spos.data.schedule`, `spos.errors`, `spos.report`,
+`spos.training.samplers` and matplotlib.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch
 
 from spos.architecture import Candidate
-from spos.cost.table import CostTable
+from spos.cost.table import CostTable, parse_constraint_flags
+from spos.data.schedule import Schedule, count_batches
 from spos.errors import ConfigError
 from spos.report.network import Block
 from spos.report.sources import TrainingRun
@@ -31,6 +34,8 @@ from spos.report.style import (
     scaled,
 )
 from spos.training.samplers import SAMPLERS, build_sampler
+from spos.training.samplers.arguments import parse_warmup
+from spos.training.samplers.protocol import PathSampler
 
 MAX_DRAWN_BLOCKS = 60
 NUM_SAMPLED_PATHS = 1000
@@ -164,21 +169,14 @@ def sample_paths(run: TrainingRun) -> SampledPaths | None:
     """
     if not run.num_steps:
         return None
-    name, seed, macs_range = (run.config.get(key) for key in ("sampler", "seed", "macs_range"))
-    is_range = macs_range is None or (
-        isinstance(macs_range, list)
-        and len(macs_range) == 2
-        and all(type(each) in (int, float) for each in macs_range)
-    )
-    if name not in SAMPLERS or type(seed) is not int or not is_range:
-        raise ConfigError(
-            f"{run.path / 'args.json'}: does not say how paths were sampled (sampler {name!r}, "
-            f"seed {seed!r}, macs_range {macs_range!r})"
-        )
     table = CostTable.load(run.path / "cost.json")
-    sampler = build_sampler(
-        name, table, seed=seed, macs_range=tuple(macs_range) if macs_range else None
-    )
+    try:
+        name, sampler = _rebuild_sampler(run.config, table)
+    except (KeyError, TypeError, AttributeError, ConfigError) as problem:
+        raise ConfigError(
+            f"{run.path / 'args.json'}: does not say how paths were sampled "
+            f"({type(problem).__name__}: {problem})"
+        ) from None
     steps = np.linspace(0, run.num_steps - 1, min(run.num_steps, NUM_SAMPLED_PATHS)).astype(int)
     paths = [sampler.sample(step) for step in dict.fromkeys(steps.tolist())]
     macs, params = (
@@ -186,6 +184,25 @@ def sample_paths(run: TrainingRun) -> SampledPaths | None:
         for metric in SAMPLED_METRICS
     )
     return SampledPaths(name, run.num_steps, macs, params)
+
+
+def _rebuild_sampler(config: Mapping[str, Any], table: CostTable) -> tuple[str, PathSampler]:
+    """The sampler of a run, by its name, as `supernet.py` built it."""
+    name, seed = config["sampler"], config["seed"]
+    if name not in SAMPLERS or type(seed) is not int:
+        raise ConfigError(f"sampler {name!r}, seed {seed!r}")
+    if "shrink" in config:
+        raise ConfigError("the space was shrunk in training, and the table is of what is left")
+    count = config["num_train"] - config["held_out"]
+    schedule = Schedule(count, config["batch_size"], shuffle=True, seed=seed)
+    return name, build_sampler(
+        name,
+        table,
+        seed=seed,
+        steps_per_epoch=count_batches(schedule),
+        ranges=parse_constraint_flags(config["path_range"] or (), flag="--path-range"),
+        warmup=parse_warmup(config["channel_warmup"]),
+    )
 
 
 def draw_paths(paths: SampledPaths, best: Mapping[str, float] | None) -> Picture:

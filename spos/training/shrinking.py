@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from spos.architecture import Candidate, SearchSpec
 from spos.cost.additive import conditional_layers, sum_layers
 from spos.cost.table import CostTable
+from spos.data.counter_random import counter_generator
 from spos.errors import CheckpointError, ConfigError, ConstraintError
 from spos.spaces.sharing import Choice
 from spos.spaces.sliced import active_tensors, get_slicing, own_tensors
 from spos.supernet import Supernet
 from spos.training import parallel
 from spos.training.checkpoint import load_checkpoint, save_checkpoint
-from spos.training.samplers import PathSampler, counter_generator
+from spos.training.samplers.protocol import PathSampler
 
 NUM_CHILDREN = 1000  # subnets that score an operator
 MAX_MISSES = 1000  # draws in a row without a new subnet, after which there are no more
