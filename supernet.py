@@ -18,6 +18,7 @@ import torch
 from spos.architecture import Candidate
 from spos.convert.weights import ConvertedWeights, read_weights
 from spos.cost.counting import build_cost_table
+from spos.cost.table import CostTable
 from spos.data.split import apply_split, save_split
 from spos.errors import CheckpointError, run_main
 from spos.evaluation.build import build_evaluator
@@ -41,6 +42,7 @@ from spos.training.recipe import Recipe
 from spos.training.run_folder import RunFolder, RunSettings, show_log
 from spos.training.samplers import SAMPLERS, build_sampler
 from spos.training.samplers.arguments import add_path_flags, parse_path_ranges, parse_warmup
+from spos.training.samplers.protocol import PathSampler
 from spos.training.samplers.uniform import UniformSampler
 from spos.training.samplers.warmup import WarmedSampler
 
@@ -108,14 +110,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     start = read_start(args.weights, args.space, options) if args.weights else None
     options = dict(start.options) if start else options
     table = build_cost_table(args.space, options=options)
-    sampler = build_sampler(
-        args.sampler,
-        table,
-        seed=recipe.seed,
-        steps_per_epoch=inputs.count_steps(training, recipe),
-        ranges=parse_path_ranges(args.path_range),
-        warmup=parse_warmup(args.channel_warmup),
-    )
+    sampler = choose_sampler(args, table, recipe, inputs.count_steps(training, recipe))
     calibration_images = args.calibration_images or inputs.preset.calibration_images
     config = {
         "space": args.space,
@@ -141,8 +136,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         save_split(run.path / "split.json", split)
         table.save(run.path / "cost.json")
         describe(args.space, inputs, recipe, len(training), len(split.held_out))
-        if isinstance(sampler, WarmedSampler):
-            log.info("channel warm-up: %s", "; ".join(sampler.describe()))
+        describe_warmup(sampler)
 
     torch.manual_seed(recipe.seed)
     supernet = build_supernet(start, args.space, options)
@@ -162,6 +156,19 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     ).fit()
     run.close()
     log.info("done: %s; next: python -m spos search start", args.run_dir)
+
+
+def choose_sampler(
+    args: argparse.Namespace, table: CostTable, recipe: Recipe, steps_per_epoch: int
+) -> PathSampler:
+    return build_sampler(
+        args.sampler,
+        table,
+        seed=recipe.seed,
+        steps_per_epoch=steps_per_epoch,
+        ranges=parse_path_ranges(args.path_range),
+        warmup=parse_warmup(args.channel_warmup),
+    )
 
 
 def read_start(path: Path, space: str, options: dict) -> ConvertedWeights:
@@ -195,6 +202,11 @@ def describe(
         space, num_training, num_held_out, len(inputs.data.train.classes), inputs.image_size,
         recipe.epochs, recipe.batch_size, recipe.lr, inputs.device,
     )  # fmt: skip
+
+
+def describe_warmup(sampler: PathSampler) -> None:
+    if isinstance(sampler, WarmedSampler):
+        log.info("channel warm-up: %s", "; ".join(sampler.describe()))
 
 
 def measure_paths(evaluator: Evaluator, paths: list[dict[str, Candidate]]) -> dict[str, float]:
