@@ -12,6 +12,7 @@ import argparse
 import logging
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ from spos.errors import CheckpointError, run_main
 from spos.evaluation.build import build_evaluator
 from spos.evaluation.evaluator import Evaluator
 from spos.files import digest
+from spos.flag_values import not_negative, positive
 from spos.spaces import build_space, load_space_class
 from spos.supernet import Supernet
 from spos.training.flags import (
@@ -31,9 +33,7 @@ from spos.training.flags import (
     add_data_flags,
     add_recipe_flags,
     add_run_flags,
-    not_negative,
     parse_options,
-    positive,
 )
 from spos.training.inputs import Inputs, fit_recipe, open_inputs, open_split, split_id
 from spos.training.loop import Training
@@ -97,16 +97,11 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace, inputs: Inputs) -> None:
-    data_dir = inputs.data.train.root.parent
     per_class = args.held_out_per_class or inputs.preset.held_out_per_class
-    split = open_split(inputs.data, data_dir, per_class=per_class)
+    split = open_split(inputs.data, inputs.data.train.root.parent, per_class=per_class)
     training, _ = apply_split(inputs.data.train, split)
     recipe = fit_recipe(inputs.preset.supernet, args, RECIPE_FLAGS)
-    options = {
-        "image_size": inputs.image_size,
-        "num_classes": len(inputs.data.train.classes),
-        **parse_options(args.space_options),
-    }
+    options = space_options(args, inputs)
     start = read_start(args.weights, args.space, options) if args.weights else None
     options = dict(start.options) if start else options
     table = build_cost_table(args.space, options=options)
@@ -127,11 +122,8 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         **inputs.config(),
         **vars(recipe),
     }
-    run = RunFolder(
-        args.run_dir,
-        RunSettings("supernet", config, inputs.runtime()),
-        is_writer=rank() == 0,
-    )
+    settings = RunSettings("supernet", config, inputs.runtime())
+    run = RunFolder(args.run_dir, settings, is_writer=rank() == 0)
     if run.is_writer:
         save_split(run.path / "split.json", split)
         table.save(run.path / "cost.json")
@@ -169,6 +161,11 @@ def choose_sampler(
         ranges=parse_path_ranges(args.path_range),
         warmup=parse_warmup(args.channel_warmup),
     )
+
+
+def space_options(args: argparse.Namespace, inputs: Inputs) -> dict[str, Any]:
+    images = {"image_size": inputs.image_size, "num_classes": len(inputs.data.train.classes)}
+    return {**images, **parse_options(args.space_options)}
 
 
 def read_start(path: Path, space: str, options: dict) -> ConvertedWeights:

@@ -51,6 +51,7 @@ class CostTable:
         self.fixed = dict(fixed)
         self.terms = tuple(terms)
         self.metrics = tuple(self.fixed)
+        self.sums: dict[str, dict[str, float]] = {}  # of metrics that `with_sum` added: weights
         labels = [label for term in self.terms for label in term.labels]
         self.is_separable = len(labels) == len(set(labels))
         self._rows = {metric: [self._row(term, metric) for term in terms] for metric in fixed}
@@ -105,6 +106,24 @@ class CostTable:
         }
         terms = [_restrict(term, self.spec, part) for term in self.terms]
         return CostTable(SearchSpec(self.spec.space, self.spec.options, part), self.fixed, terms)
+
+    def with_sum(self, metric: str, weights: Mapping[str, float]) -> CostTable:
+        """The table with a further metric: the weighted sum of some that it has.
+
+        Raises:
+            ConstraintError: if it has the new metric, or lacks one of the others.
+        """
+        if metric in self.fixed:
+            raise ConstraintError(f"the cost table of {self.spec.space!r} has {metric!r} already")
+        fixed = sum(weight * self.fixed[self._known(name)] for name, weight in weights.items())
+        terms = []
+        for term in self.terms:
+            columns = [[weight * cost for cost in term.costs[n]] for n, weight in weights.items()]
+            sums = tuple(map(sum, zip(*columns, strict=True)))
+            terms.append(Term(term.labels, {**term.costs, metric: sums}))
+        table = CostTable(self.spec, {**self.fixed, metric: fixed}, terms)
+        table.sums = {**self.sums, metric: dict(weights)}
+        return table
 
     def save(self, path: Path | str) -> None:
         """Write the table as JSON, atomically."""
@@ -234,6 +253,17 @@ def parse_constraints(value: Any, *, source: str = "constraints") -> tuple[Const
             raise ConstraintError(f"{where}: the low bound {low:,} exceeds the high one {high:,}")
         constraints.append(Constraint(str(metric), low, high))
     return tuple(constraints)
+
+
+def write_constraints(constraints: Sequence[Constraint]) -> dict[str, list[float | None]]:
+    """Constraints as JSON that `parse_constraints` reads; an absent bound is null."""
+    return {
+        each.metric: [
+            each.low if each.low > -math.inf else None,
+            each.high if each.high < math.inf else None,
+        ]
+        for each in constraints
+    }
 
 
 def _spec(space: Any, options: Any, choices: Mapping[str, Any]) -> SearchSpec:

@@ -1,6 +1,6 @@
 """The flags that `supernet.py` and other commands share; unset ones take what suits the data.
 
-Imports `spos.errors`, `spos.files` and `spos.training.recipe`.
+Imports `spos.errors`, `spos.files`, `spos.flag_values` and `spos.training.recipe`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 from spos.errors import ConfigError
 from spos.files import parse_json
+from spos.flag_values import not_negative, positive
 from spos.training.recipe import AMP_MODES, SCHEDULES
 
 RECIPE_FLAGS = (
@@ -26,23 +27,6 @@ RECIPE_FLAGS = (
     "amp",
     "seed",
 )
-
-
-def positive(text: str) -> int:
-    """A flag's value of 1 or more; argparse names the flag if it is something else."""
-    return _at_least(1, text)
-
-
-def not_negative(text: str) -> int:
-    """A flag's value of 0 or more; argparse names the flag if it is something else."""
-    return _at_least(0, text)
-
-
-def _at_least(low: int, text: str) -> int:
-    number = int(text)
-    if number < low:
-        raise argparse.ArgumentTypeError(f"expected {low} or more, found {number}")
-    return number
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
