@@ -255,7 +255,7 @@ def test_report_names_the_file_and_runs_nothing(tmp_path, name, attack):
     marker, runs = tmp_path / "marker", tmp_path / "runs"
     for each in REPORTED:
         (runs / each).parent.mkdir(parents=True, exist_ok=True)
-    config = {"sampler": "uniform", "seed": 0, "macs_range": None}
+    config = {"sampler": "uniform", "seed": 0, "path_range": None}
     write_settings(runs / "supernet", RunSettings("supernet", config, {}))
     append_journal(runs / "supernet" / "metrics.jsonl", {"step": 1, "train/loss": 1.0})
     (runs / name).write_bytes(ATTACKS[attack][0](marker) + b"\n")

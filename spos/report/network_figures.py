@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,9 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch
 
 from spos.architecture import Candidate
-from spos.cost.table import CostTable, parse_constraint_flags
-from spos.data.schedule import Schedule, count_batches
-from spos.errors import ConfigError
+from spos.cost.table import CostTable
 from spos.report.network import Block
 from spos.report.sources import TrainingRun
 from spos.report.style import (
@@ -33,9 +30,7 @@ from spos.report.style import (
     plain,
     scaled,
 )
-from spos.training.samplers import SAMPLERS, build_sampler
-from spos.training.samplers.arguments import parse_warmup
-from spos.training.samplers.protocol import PathSampler
+from spos.training.samplers import build_recorded_sampler
 
 MAX_DRAWN_BLOCKS = 60
 NUM_SAMPLED_PATHS = 1000
@@ -162,6 +157,7 @@ def sample_paths(run: TrainingRun) -> SampledPaths | None:
     """The paths of evenly spread steps of a supernet's training so far; None before the first.
 
     Paths are functions of the seed and the step, so they are drawn again, not read from anywhere.
+    Those of a stroll build on each other, so only the last epoch of one is walked.
 
     Raises:
         ConfigError: if the settings do not say how they were drawn.
@@ -170,39 +166,19 @@ def sample_paths(run: TrainingRun) -> SampledPaths | None:
     if not run.num_steps:
         return None
     table = CostTable.load(run.path / "cost.json")
-    try:
-        name, sampler = _rebuild_sampler(run.config, table)
-    except (KeyError, TypeError, AttributeError, ConfigError) as problem:
-        raise ConfigError(
-            f"{run.path / 'args.json'}: does not say how paths were sampled "
-            f"({type(problem).__name__}: {problem})"
-        ) from None
-    steps = np.linspace(0, run.num_steps - 1, min(run.num_steps, NUM_SAMPLED_PATHS)).astype(int)
+    sampler, steps_per_epoch = build_recorded_sampler(
+        run.config, table, source=str(run.path / "args.json")
+    )
+    name = str(run.config["sampler"])
+    first = max(0, run.num_steps - steps_per_epoch) if name == "strolling" else 0
+    count = min(run.num_steps - first, NUM_SAMPLED_PATHS)
+    steps = np.linspace(first, run.num_steps - 1, count).astype(int)
     paths = [sampler.sample(step) for step in dict.fromkeys(steps.tolist())]
     macs, params = (
         np.array([table.cost(path, metric) for path in paths], dtype=float)
         for metric in SAMPLED_METRICS
     )
     return SampledPaths(name, run.num_steps, macs, params)
-
-
-def _rebuild_sampler(config: Mapping[str, Any], table: CostTable) -> tuple[str, PathSampler]:
-    """The sampler of a run, by its name, as `supernet.py` built it."""
-    name, seed = config["sampler"], config["seed"]
-    if name not in SAMPLERS or type(seed) is not int:
-        raise ConfigError(f"sampler {name!r}, seed {seed!r}")
-    if "shrink" in config:
-        raise ConfigError("the space was shrunk in training, and the table is of what is left")
-    count = config["num_train"] - config["held_out"]
-    schedule = Schedule(count, config["batch_size"], shuffle=True, seed=seed)
-    return name, build_sampler(
-        name,
-        table,
-        seed=seed,
-        steps_per_epoch=count_batches(schedule),
-        ranges=parse_constraint_flags(config["path_range"] or (), flag="--path-range"),
-        warmup=parse_warmup(config["channel_warmup"]),
-    )
 
 
 def draw_paths(paths: SampledPaths, best: Mapping[str, float] | None) -> Picture:
