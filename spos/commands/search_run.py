@@ -16,14 +16,20 @@ from spos.architecture import Choices
 from spos.errors import ConfigError
 from spos.evaluation.settings import add_evaluation_flags, read_evaluation_flags
 from spos.files import read_bytes
-from spos.search.arguments import ExperimentPaths, build_search
+from spos.search.arguments import (
+    TUNERS,
+    ExperimentPaths,
+    build_search,
+    change_arguments,
+    complete_arguments,
+)
 from spos.search.local import run_search
 from spos.search.record import SearchRecord
 from spos.search.results import read_entries
 from spos.search.watch import StatusLine, describe_progress
 
 MAX_CONFIG_BYTES = 2**20
-TUNERS = ("spos.search.tuner.SearchTuner", "spos.search.tuner.EvolutionTuner")
+TUNERS_MODULE = "spos.search.tuner"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +54,7 @@ def run_locally(args: argparse.Namespace, class_args: dict[str, Any]) -> SearchR
         SposError: if a setting is wrong, the supernet is not there or the search cannot go on.
     """
     arguments = {
-        **read_arguments(args.config),
-        **class_args,
+        **change_arguments(read_arguments(args.config), class_args),
         "cost_table": str((args.run_dir / "cost.json").resolve()),
     }
     search = build_search(ExperimentPaths(Path.cwd()), **arguments)
@@ -66,7 +71,7 @@ def run_locally(args: argparse.Namespace, class_args: dict[str, Any]) -> SearchR
 
 
 def read_arguments(path: Path) -> dict[str, Any]:
-    """The ``classArgs`` of an experiment's configuration.
+    """The arguments of `SearchTuner` in an experiment's configuration.
 
     Raises:
         ConfigError: if the file cannot be read or names another tuner than ours.
@@ -75,16 +80,25 @@ def read_arguments(path: Path) -> dict[str, Any]:
     try:
         tuner = yaml.safe_load(text)["tuner"]
         name, arguments = tuner["className"], tuner.get("classArgs") or {}
+        module, _, short_name = name.rpartition(".")
+        code = path.parent / tuner.get("codeDirectory", ".")
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as problem:
         raise ConfigError(
             f"{path}: has no tuner.className and classArgs ({type(problem).__name__}: "
             f"{' '.join(str(problem).split())})"
         ) from None
-    if name not in TUNERS or not isinstance(arguments, dict):
+    is_object = isinstance(arguments, dict) and all(isinstance(key, str) for key in arguments)
+    if module != TUNERS_MODULE or short_name not in TUNERS or not is_object:
         raise ConfigError(
-            f"{path}: tuner.className is {name!r}; without NNI only {TUNERS[0]} runs, with an "
-            "object of classArgs"
+            f"{path}: tuner.className is {name!r}; without NNI only {', '.join(TUNERS)} of "
+            f"{TUNERS_MODULE} run, with an object of classArgs"
         )
+    try:
+        arguments = complete_arguments(short_name, arguments)
+    except ConfigError as problem:
+        raise ConfigError(f"{path}: tuner.classArgs: {problem}") from None
+    if isinstance(arguments.get("fixed_arc"), str):  # relative to codeDirectory, as under NNI
+        arguments["fixed_arc"] = str((code / arguments["fixed_arc"]).resolve())
     return arguments
 
 
