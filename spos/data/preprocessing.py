@@ -6,6 +6,7 @@ Imports only torch, `spos.errors` and the names of the resize rules.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -59,6 +60,8 @@ class Preprocessing:
         return pixels.mul_(scale).add_(offset).to(dtype)
 
 
+@cache  # a copy to a GPU makes the host wait
+@torch.inference_mode(False)
 def _normalisation(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and offset, each (3, 1, 1), equal to dividing by 255 and standardising."""
     mean = torch.tensor(_MEAN, dtype=torch.float64).view(3, 1, 1)
