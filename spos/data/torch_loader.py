@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageEnhance
 
 from spos.data.augmentation import View, ViewRule, draw_view
+from spos.data.cache import PixelCache
 from spos.data.decode import BadImage, load_rgb
 from spos.data.folder import ImageSet
 from spos.data.schedule import Schedule, count_batches
@@ -29,6 +30,7 @@ class TorchLoader:
         schedule: which images make up which batch.
         num_workers: processes that decode; 0 decodes in this one.
         device: where batches are delivered.
+        cache_bytes: memory for decoded images; 0 decodes them at every use.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class TorchLoader:
         schedule: Schedule,
         num_workers: int,
         device: torch.device,
+        cache_bytes: int = 0,
     ) -> None:
         self._schedule = schedule
         self._device = device
+        cache = PixelCache(len(images), limit=cache_bytes) if cache_bytes else None
         self._workers = BatchWorkers(
-            _make_batches(images, rule),
+            _make_batches(images, rule, cache),
             schedule=schedule,
             num_workers=num_workers,
             pin_memory=device.type == "cuda",
@@ -94,14 +98,24 @@ def _resize(image: Image.Image, size: tuple[int, int], *, antialias: bool) -> Im
 
 
 def _make_batches(
-    images: ImageSet, rule: ViewRule
+    images: ImageSet, rule: ViewRule, cache: PixelCache | None
 ) -> Callable[[int, np.ndarray], Batch | BadImage]:
     packed = PackedImages(images)
+
+    def decode(index: int) -> Image.Image | BadImage:
+        if cache is None:
+            return load_rgb(packed.path(index))
+        if (kept := cache.get(index)) is not None:
+            return kept
+        image = load_rgb(packed.path(index))
+        if not isinstance(image, BadImage):
+            cache.put(index, image)
+        return image
 
     def make(epoch: int, indices: np.ndarray) -> Batch | BadImage:
         pixels = np.empty((len(indices), rule.image_size, rule.image_size, 3), np.uint8)
         for row, index in enumerate(indices.tolist()):
-            image = load_rgb(packed.path(index))
+            image = decode(index)
             if isinstance(image, BadImage):
                 return image
             width, height = image.size
