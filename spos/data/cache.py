@@ -44,13 +44,13 @@ class PixelCache:
         self._used, self._table = numbers[:1], numbers[1:].reshape(count, _FIELDS)
         self._lock = multiprocessing.get_context("fork").Lock()
 
-    def get(self, index: int) -> Image.Image | None:
-        """Image ``index``, or None if it is not kept."""
+    def get(self, index: int) -> np.ndarray | None:
+        """Image ``index``, uint8 (H, W, 3), not to be written to; None if it is not kept."""
         place, width, height = self._table[index].tolist()
         if place == 0:
             return None
         pixels = self._pixels[place - 1 : place - 1 + 3 * width * height]
-        return Image.frombytes("RGB", (width, height), pixels)  # type: ignore[arg-type]
+        return pixels.reshape(height, width, 3)
 
     def put(self, index: int, image: Image.Image) -> None:
         """Keep image ``index`` if there is room and no other process has put it there."""

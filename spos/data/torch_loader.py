@@ -97,12 +97,30 @@ def _resize(image: Image.Image, size: tuple[int, int], *, antialias: bool) -> Im
     return Image.fromarray(resized[0].permute(1, 2, 0).contiguous().numpy())
 
 
+def _only_moves(view: View, width: int, height: int) -> bool:
+    """Whether a view takes the pixels of an image as they are, at another place or mirrored."""
+    is_whole = view.box == (0, 0, width, height) and view.resized == (width, height)
+    return is_whole and view.jitter == (1.0, 1.0, 1.0)
+
+
+def _move(pixels: np.ndarray, view: View, target: np.ndarray) -> None:
+    """`render_view` for such a view of ``pixels`` (H, W, 3), written to ``target``."""
+    (left, top), size = view.window, len(target)
+    height, width, _ = pixels.shape
+    x, y = max(left, 0), max(top, 0)  # the part of the image that is seen
+    part = pixels[y : min(top + size, height), x : min(left + size, width)]
+    if part.shape != target.shape:
+        target[:] = 0
+    seen = target[:, ::-1] if view.flip else target
+    seen[y - top : y - top + part.shape[0], x - left : x - left + part.shape[1]] = part
+
+
 def _make_batches(
     images: ImageSet, rule: ViewRule, cache: PixelCache | None
 ) -> Callable[[int, np.ndarray], Batch | BadImage]:
     packed = PackedImages(images)
 
-    def decode(index: int) -> Image.Image | BadImage:
+    def decode(index: int) -> Image.Image | np.ndarray | BadImage:
         if cache is None:
             return load_rgb(packed.path(index))
         if (kept := cache.get(index)) is not None:
@@ -118,8 +136,14 @@ def _make_batches(
             image = decode(index)
             if isinstance(image, BadImage):
                 return image
-            width, height = image.size
+            is_array = isinstance(image, np.ndarray)
+            width, height = (image.shape[1], image.shape[0]) if is_array else image.size
             view = draw_view(rule, epoch=epoch, index=index, width=width, height=height)
+            if is_array and _only_moves(view, width, height):
+                _move(image, view, pixels[row])
+                continue
+            if is_array:
+                image = Image.fromarray(image)
             pixels[row] = render_view(
                 image, view, image_size=rule.image_size, antialias=rule.antialias
             )
