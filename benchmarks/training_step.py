@@ -172,13 +172,15 @@ def compare_losses(args: argparse.Namespace) -> float:
 def timed(args: argparse.Namespace, step: Step) -> Callable[[], float]:
     """What runs the steps of a round and returns images per second."""
 
+    clock = time.process_time if args.cpu_time else time.perf_counter
+
     def run() -> float:
         synchronize(args)
-        begun = time.perf_counter()
+        begun = clock()
         for _ in range(args.steps):
             step()
         synchronize(args)
-        return args.steps * args.batch_size / (time.perf_counter() - begun)
+        return args.steps * args.batch_size / (clock() - begun)
 
     return run
 
@@ -256,10 +258,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--steps", type=int, default=3, help="of each variant in a round")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--cpu-time", action="store_true",
+        help="count seconds of this process, on a CPU that is busy with others; takes --threads 1",
+    )  # fmt: skip
     parser.add_argument("--data-dir", type=Path, help="folder of JPEGs, for ours with a loader")
     parser.add_argument("--loader", choices=("torchvision", "dali"), default="torchvision")
     parser.add_argument("--workers", type=int, default=2)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.cpu_time and (args.device != "cpu" or args.threads != 1):
+        parser.error("--cpu-time means something with --device cpu --threads 1 only")
+    return args
 
 
 def main() -> None:

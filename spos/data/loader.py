@@ -6,7 +6,7 @@ Imports the other modules of this package; DALI only if it is asked for.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -91,23 +91,16 @@ def build_loader(
         raise ConfigError(f"a cache of {cache_bytes} bytes: expected 0 or more")
     if backend not in BACKENDS:
         raise ConfigError(f"loader {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    settings: Any = {
+        "rule": rule,
+        "schedule": schedule,
+        "num_workers": num_workers,
+        "device": torch.device(device),
+    }
     if backend == "dali":
         from spos.data.dali_loader import DaliLoader
 
-        return DaliLoader(
-            images,
-            rule=rule,
-            schedule=schedule,
-            num_workers=num_workers,
-            device=torch.device(device),
-        )
+        return DaliLoader(images, **settings)
     from spos.data.torch_loader import TorchLoader
 
-    return TorchLoader(
-        images,
-        rule=rule,
-        schedule=schedule,
-        num_workers=num_workers,
-        device=torch.device(device),
-        cache_bytes=cache_bytes,
-    )
+    return TorchLoader(images, **settings, cache_bytes=cache_bytes)
