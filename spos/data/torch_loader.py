@@ -136,13 +136,12 @@ def _make_batches(
             image = decode(index)
             if isinstance(image, BadImage):
                 return image
-            is_array = isinstance(image, np.ndarray)
-            width, height = (image.shape[1], image.shape[0]) if is_array else image.size
-            view = draw_view(rule, epoch=epoch, index=index, width=width, height=height)
-            if is_array and _only_moves(view, width, height):
-                _move(image, view, pixels[row])
-                continue
-            if is_array:
+            size = image.shape[1::-1] if isinstance(image, np.ndarray) else image.size
+            view = draw_view(rule, epoch=epoch, index=index, width=size[0], height=size[1])
+            if isinstance(image, np.ndarray):
+                if _only_moves(view, *size):
+                    _move(image, view, pixels[row])
+                    continue
                 image = Image.fromarray(image)
             pixels[row] = render_view(
                 image, view, image_size=rule.image_size, antialias=rule.antialias
