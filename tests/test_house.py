@@ -138,7 +138,7 @@ def find_texts() -> list[Path]:
     for top in sorted(ROOT.iterdir()):
         if top.is_dir() and top.name[0] != "." and top.name not in skipped | {"spos.egg-info"}:
             found += sorted(top.rglob("*"))
-        elif top.is_file():
+        elif top.is_file() and top.name != ".git":  # a file where this is a linked work tree
             found.append(top)
     return [
         path

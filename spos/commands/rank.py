@@ -1,0 +1,97 @@
+"""`python -m spos rank`: how well a trained supernet ranks architectures of known accuracy.
+
+Imports the search side and `spos.evaluation.settings`; torch and matplotlib when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from spos.errors import ConfigError
+from spos.evaluation.settings import add_evaluation_flags, read_evaluation_flags
+from spos.search.ranking import Agreement, draw_architectures, measure_agreement, read_truth
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    add_evaluation_flags(parser)
+    parser.add_argument(
+        "--truth",
+        type=Path,
+        default=Path("data/nas-bench-macro_cifar10.json"),
+        metavar="FILE",
+        help='the table of NAS-Bench-Macro, or [{"choices": {...}, "top1": 0.71}, ...] '
+        "(%(default)s)",
+    )
+    parser.add_argument(
+        "--count", type=int, default=200, help="architectures, drawn at random (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of that draw (%(default)s)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw scores against the truth")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate the architectures and print how the two rankings agree.
+
+    Results are kept in the run folder, so that a command repeated after a kill goes on.
+    """
+    from spos.evaluation.build import open_supernet_run
+    from spos.evaluation.candidates import Candidates
+
+    if args.count < 1:
+        raise ConfigError(f"--count {args.count}: expected at least 1")
+    truth = read_truth(args.truth, open_supernet_run(args.run_dir).spec)
+    archs = draw_architectures(truth, count=args.count, seed=args.seed)
+    candidates = Candidates(read_evaluation_flags(args))
+    scores = []
+    for number, arch in enumerate(archs, start=1):
+        scores.append(candidates.score(arch.choices)["top1"])
+        sys.stderr.write(f"\r{number}/{len(archs)} architectures")
+    sys.stderr.write("\n")
+    accuracies = [truth[arch] for arch in archs]
+    agreement = measure_agreement(scores, accuracies, seed=args.seed)
+    if args.json:
+        print(json.dumps(dataclasses.asdict(agreement)))
+    else:
+        print(_describe(agreement))
+    if args.plot:
+        _plot(scores, accuracies, agreement, args.plot)
+    return 0
+
+
+def _describe(agreement: Agreement) -> str:
+    low, high = agreement.kendall_interval
+    return (
+        f"architectures         {agreement.num_architectures}\n"
+        f"Kendall tau           {agreement.kendall_tau:.3f} "
+        f"(95 % interval {low:.3f} to {high:.3f})\n"
+        f"Spearman              {agreement.spearman:.3f}\n"
+        f"true top-1 of the best by score  {100 * agreement.best_found:.2f} %, "
+        f"of the best {100 * agreement.best:.2f} %"
+    )
+
+
+def _plot(
+    scores: Sequence[float], accuracies: Sequence[float], agreement: Agreement, path: Path
+) -> None:
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(5, 4.5), layout="constrained")
+    axis = figure.subplots()
+    axis.scatter([100 * each for each in accuracies], [100 * each for each in scores], s=10)
+    axis.set(
+        title=f"{len(scores)} architectures, Kendall tau {agreement.kendall_tau:.2f}",
+        xlabel="true top-1, %",
+        ylabel="top-1 with the supernet's weights, %",
+    )
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as problem:
+        raise ConfigError(f"--plot {path}: cannot be written ({problem})") from None
