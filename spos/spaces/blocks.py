@@ -248,12 +248,14 @@ def round_up(width: int, multiple: int = 8) -> int:
 
 def _split(x: Tensor | Halves, split: str) -> Halves:
     """The half that passes and the half that is worked on."""
-    halves = x.tensor_split(2, dim=1) if isinstance(x, Tensor) else x
+    if isinstance(x, Tensor):
+        leading, rest = x.tensor_split(2, dim=1)
+        x = leading, rest
     if split == "odd":
-        return split_by_parity(*halves)
+        return split_by_parity(*x)
     if split == "shuffle":
-        return shuffle_halves(halves)
-    first, last = halves  # of a block that shuffled: equally wide
+        return shuffle_halves(x)
+    first, last = x  # of a block that shuffled: equally wide
     return (last, first) if split == "first" else (first, last)
 
 
