@@ -9,7 +9,6 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-from typing import Any
 
 from spos.cost.table import Constraint, CostTable, parse_constraint_flags
 from spos.errors import ConfigError
