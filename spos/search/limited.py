@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from spos.architecture import Choices
-from spos.errors import SearchError
+from spos.errors import SearchError, SposError
 
 Evaluate = Callable[[Choices], Mapping[str, Any]]
 PARENT_SECONDS = 1.0  # how often the evaluation looks whether the search still runs
@@ -123,23 +123,20 @@ def serve(build: Callable[[], Evaluate]) -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what anything prints is no answer
     threading.Thread(target=_end_with_search, args=(os.getppid(),), daemon=True).start()
 
-    def answer(action: Callable[[], Any]) -> Any:
-        value = None
+    def answer(action: Callable[[], Any]) -> None:
         try:
-            value = action()
-            text = json.dumps({"result": value}, allow_nan=False, default=lambda _: None)
+            text = json.dumps({"result": action()}, allow_nan=False)
         except Exception as problem:  # whatever it is, the next candidate may do better
-            text = json.dumps({"failure": f"{type(problem).__name__}: {problem}"})
+            kind = "" if isinstance(problem, SposError) else f"{type(problem).__name__}: "
+            text = json.dumps({"failure": f"{kind}{problem}"})
         answers.write(text + "\n")
         answers.flush()
-        return value
 
-    evaluate = answer(build)
-    if evaluate is None:
-        return
-    for line in sys.stdin:
+    loaded: list[Evaluate] = []
+    answer(lambda: loaded.append(build()))
+    for line in sys.stdin if loaded else ():
         choices = json.loads(line)
-        answer(lambda choices=choices: evaluate(choices))
+        answer(lambda choices=choices: loaded[0](choices))
 
 
 def _end_with_search(search: int) -> NoReturn:

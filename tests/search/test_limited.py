@@ -80,12 +80,12 @@ def test_hanging_and_dying_candidates_are_tried_twice_then_excluded(evaluation):
 
 def test_what_cannot_load_says_why_and_no_candidate_fails(evaluation):
     Path("broken").touch()
-    with pytest.raises(SearchError, match="ValueError: no images"):
+    with pytest.raises(SearchError, match="^ValueError: no images$"):
         evaluation.start()
 
 
 def test_failure_leaves_the_process_to_the_next_candidate(evaluation):
-    with pytest.raises(SearchError, match="ArchitectureError"):
+    with pytest.raises(SearchError, match="layer_1"):
         evaluation({"layer_1": "k9"})
     (before,) = psutil.Process().children()
     choices = make_search().ask()
