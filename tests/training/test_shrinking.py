@@ -17,6 +17,7 @@ from tiny_space import TINY, WIDTHS
 from spos.architecture import SearchSpec
 from spos.cost.counting import build_cost_table
 from spos.cost.table import CostTable
+from spos.data.counter_random import counter_generator
 from spos.data.loader import build_loader
 from spos.data.preprocessing import Preprocessing
 from spos.errors import CheckpointError, ConfigError
@@ -26,7 +27,7 @@ from spos.training import shrinking as module
 from spos.training.loop import Stopped, Training
 from spos.training.recipe import Recipe
 from spos.training.run_folder import RunFolder, RunSettings
-from spos.training.samplers import SAMPLERS, build_sampler, counter_generator
+from spos.training.samplers import SAMPLERS, build_sampler
 from spos.training.shrink_flags import plan_shrinking
 from spos.training.shrinking import (
     Shrinking,
