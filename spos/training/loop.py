@@ -105,7 +105,8 @@ class Training:
         """Train to the end; returns the last validation's metrics.
 
         Raises:
-            TrainingError: if the loss is not finite; the last checkpoint is from before.
+            TrainingError: if the loss is not finite, or memory is not enough for a batch; the last
+                checkpoint is from before.
             Stopped: after SIGTERM or SIGUSR1, with everything saved.
         """
         self._restore()
@@ -115,6 +116,13 @@ class Training:
             try:
                 while self.step < self.total_steps:
                     self._train_epoch(stop, status)
+            except torch.OutOfMemoryError as problem:
+                raise TrainingError(
+                    f"{self.device} has not enough memory for a batch of {self.recipe.batch_size} "
+                    f"images on {parallel.world_size()} processes "
+                    f"({str(problem).partition(chr(10))[0]}); try "
+                    f"--batch-size {max(1, self.recipe.batch_size // 2)} or --amp bf16"
+                ) from None
             finally:
                 status.close()
         if self.total_steps == 0:

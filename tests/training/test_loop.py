@@ -315,6 +315,19 @@ def test_second_signal_acts_as_before(tmp_path, images):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+# --- not enough memory ---------------------------------------------------------------------------
+
+
+def test_batch_that_memory_cannot_hold_is_named_with_what_to_do(tmp_path, images):
+    def exhaust(step: int) -> None:
+        if step == 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    with pytest.raises(TrainingError, match=r"batch of 6 images .*2 GiB.*--batch-size 3 "):
+        fit(tmp_path, images, before=exhaust)
+    assert latest_checkpoint(tmp_path / "checkpoints")[0] == 6
+
+
 # --- only the sampled path learns --------------------------------------------------------------
 
 
