@@ -24,7 +24,7 @@ from spos.training.checkpoint import (
     save_checkpoint,
 )
 
-KILLS = 20
+KILLS = 200
 FLIPS = 200
 CUTS = 20
 
