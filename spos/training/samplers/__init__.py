@@ -71,7 +71,7 @@ def build_recorded_sampler(
         ConstraintError: if the ranges cannot be met with this table.
     """
     keys = "sampler", "seed", "path_range", "channel_warmup", "num_train", "held_out", "batch_size"
-    given = {key: config.get(key) for key in keys}
+    given: dict[str, Any] = {key: config.get(key) for key in keys}
     numbers = [given[key] for key in ("seed", "num_train", "held_out", "batch_size")]
     texts = given["path_range"]
     if (
