@@ -19,12 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spos.errors import run_main
+from spos.cost.table import CostTable, find_violation, parse_constraint_flags
+from spos.errors import ConfigError, run_main
 from spos.evaluation.client import ask_evaluator
 from spos.evaluation.settings import add_evaluation_flags, read_evaluation_flags
 
 if TYPE_CHECKING:
     from spos.evaluation.candidates import Candidates
+    from spos.search.trial import Trial
 
 SEARCH_SPACE_VARIABLE = "NNI_GEN_SEARCH_SPACE"  # set by `nnictl ss_gen`: the file to write
 
@@ -43,6 +45,11 @@ def parse_arguments() -> argparse.Namespace:
         "--idle-seconds", type=float, default=120.0, metavar="S",
         help="trials: how long the evaluator that they share waits for the next one before it ends;"
         " 0: each evaluates in its own process (default: %(default)g)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--constraint", action="append", default=[], metavar="METRIC=LOW:HIGH",
+        help="trials: what lies outside (such as macs=0:330M) is not evaluated and scores -1; for "
+        "NNI's own tuners, which know no constraints",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print each result as one line of JSON")
     return parser.parse_args()
@@ -64,6 +71,8 @@ def write_search_space(args: argparse.Namespace, path: Path) -> None:
     from spos.files import write_json
 
     run = open_supernet_run(args.run_dir)
+    for constraint in parse_constraint_flags(args.constraint, flag="--constraint"):
+        constraint.check_reachable(run.table)
     run.table.save(path.parent / "cost.json")
     write_json(path, run.spec.search_space())
     sys.stderr.write(f"wrote {path} and {path.parent / 'cost.json'}: {run.spec.space}, "
@@ -72,6 +81,8 @@ def write_search_space(args: argparse.Namespace, path: Path) -> None:
 
 def evaluate_files(args: argparse.Namespace) -> None:
     """Evaluate the architectures in files, in this process, and print their results."""
+    if args.constraint:
+        raise ConfigError("--constraint is for trials; --arch evaluates what it is given")
     from spos.convert.architectures import read_architecture
     from spos.evaluation.build import open_supernet_run
 
@@ -95,6 +106,8 @@ def run_trial(args: argparse.Namespace) -> None:
 
     trial = start_trial()
     try:
+        if refuse(args, trial):
+            return
         result = score(args, trial.parameters, trial.report_intermediate)
     except Exception as problem:
         trial.report_failure(f"{type(problem).__name__}: {problem}")
@@ -113,6 +126,20 @@ def score(
             return answer
         log.warning("no evaluator: this process evaluates")
     return load_candidates(args).score(choices, progress=progress)
+
+
+def refuse(args: argparse.Namespace, trial: "Trial") -> bool:
+    """Report a candidate that violates a constraint, without evaluating it; whether it does."""
+    if not args.constraint:
+        return False
+    table = CostTable.load(args.run_dir / "cost.json")
+    arch = table.spec.architecture(trial.parameters, source="the parameters of this trial")
+    violation = find_violation(
+        parse_constraint_flags(args.constraint, flag="--constraint"), table, arch.choices
+    )
+    if violation:
+        trial.report_infeasible(violation, table.costs(arch.choices))
+    return violation is not None
 
 
 def load_candidates(args: argparse.Namespace) -> "Candidates":

@@ -159,12 +159,30 @@ def read_journal(path: Path | str, *, error: type[SposError] = SposError) -> lis
 def lock_file(path: Path | str, *, blocking: bool = True) -> Iterator[None]:
     """Hold an advisory lock on ``path``; released when the block ends or the process dies.
 
+    Processes forked meanwhile, such as an image loader's, do not hold it with this one.
+
     Raises:
         BlockingIOError: if not ``blocking`` and another process holds it.
     """
     with open(path, "a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX if blocking else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        _held.add(file)
+        try:
+            yield
+        finally:
+            _held.discard(file)
+
+
+_held: set[IO[bytes]] = set()
+
+
+def _close_held() -> None:
+    while _held:
+        _held.pop().close()
+
+
+# Else a worker that outlives its killed parent for some seconds would keep the lock.
+os.register_at_fork(after_in_child=_close_held)
 
 
 def _sync_folder(folder: Path) -> None:

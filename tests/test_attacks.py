@@ -38,6 +38,7 @@ from spos.errors import (
     SearchError,
     SposError,
 )
+from spos.evaluation.results import Results
 from spos.files import append_journal, digest, read_journal, write_json
 from spos.report.report import build_page
 from spos.report.sources import collect
@@ -46,7 +47,12 @@ from spos.search.experiment import Changes, prepare_experiment
 from spos.search.results import read_entries
 from spos.spaces import build_subnet, space_spec
 from spos.subnet import load_subnet
-from spos.training.checkpoint import latest_checkpoint, load_checkpoint, load_tensors
+from spos.training.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    load_tensors,
+    save_checkpoint,
+)
 from spos.training.run_folder import RunSettings, read_settings, write_settings
 
 SPEC = SearchSpec("wide", {}, {"layer_1": ("k3", "k5")})
@@ -157,6 +163,11 @@ def read_marked_checkpoint(path: Path) -> object:
     return load_checkpoint(path)
 
 
+def read_results(path: Path) -> object:
+    results = Results(path.parent, save_checkpoint(path.parent / "checkpoints", 1, {"step": 1}))
+    return results.find(ARCH)
+
+
 @dataclass(frozen=True)
 class Reader:
     """One of our readers, the name that its file has to have, and the error that it raises."""
@@ -178,6 +189,7 @@ READERS = {
         "log.jsonl", lambda path: read_journal(path, error=SearchError), SearchError,
         returns=("NNI's JSON",),
     ),
+    "results of candidates": Reader("evaluations.jsonl", read_results, CheckpointError),
     "search record": Reader("search.jsonl", lambda path: read_entries(path.parent), SearchError),
     "experiment": Reader(
         "config.yml", lambda path: prepare_experiment(path, Changes()), ConfigError

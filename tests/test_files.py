@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -262,6 +263,23 @@ def test_lock_is_exclusive_and_dies_with_its_holder(tmp_path):
         child.kill()
     with lock_file(path, blocking=False):
         pass
+
+
+def test_forked_process_does_not_hold_the_lock(tmp_path):
+    path = tmp_path / "lock"
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        with lock_file(path, blocking=False):
+            if not (child := os.fork()):
+                theirs.send(b"begun")
+                theirs.recv(1)  # outlives the block
+                os._exit(0)
+            assert ours.recv(5) == b"begun"
+            with pytest.raises(BlockingIOError), lock_file(path, blocking=False):
+                pass
+        with lock_file(path, blocking=False):
+            ours.send(b".")
+        os.waitpid(child, 0)
 
 
 # --- strict JSON -----------------------------------------------------------------------------

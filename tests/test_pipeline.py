@@ -1,17 +1,24 @@
 """The whole job as a user runs it: supernet, search through NNI, training from scratch."""
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
+import yaml
 from forked import ROOT
 from tiny_space import TINY, write_data
 
+from spos.cost.table import CostTable
+from spos.files import read_journal
 from spos.search.results import read_entries
 
 pytestmark = [pytest.mark.nni, pytest.mark.slow]
@@ -32,8 +39,8 @@ def work(tmp_path_factory):
     return folder
 
 
-def run(folder, *command, status=0, **environment):
-    done = subprocess.run(
+def begin(folder, *command, **environment) -> subprocess.Popen:
+    return subprocess.Popen(
         [str(part) for part in command],
         cwd=folder,
         env={
@@ -44,18 +51,24 @@ def run(folder, *command, status=0, **environment):
             "OMP_NUM_THREADS": "1",
             **environment,
         },
-        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=280,
     )
-    assert done.returncode == status, done.stdout + done.stderr
-    return done.stdout
+
+
+def run(folder, *command, status=0, **environment):
+    process = begin(folder, *command, **environment)
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == status, out + err
+    return out
 
 
 def trial_command(folder):
     return (
         f"exec {sys.executable} {ROOT}/tester.py --run-dir {folder}/supernet --space {TINY} "
-        "--workers 0 --device cpu"
+        "--workers 0 --device cpu --idle-seconds 20"
     )
 
 
@@ -80,6 +93,9 @@ def test_every_score_belongs_to_its_architecture(work, search):
     entries = read_entries(search)
     assert len(entries) == 18 and len({each.id for each in entries}) == 18
     assert all(each.failure is None for each in entries)
+    (log,) = (work / "supernet" / "evaluator").glob("*.log")
+    assert log.read_text().count("ready") == 1, "trials did not share one evaluator"
+    assert log.read_text().count("top-1") == 18
     chosen = random.Random(0).sample(entries, 10)
     files = [work / f"{each.id}.json" for each in chosen]
     for each, file in zip(chosen, files, strict=True):
@@ -136,3 +152,131 @@ def test_plain_nnictl_reaches_done(work):
         if len(read_entries(path.parent)) == 6
     )
     assert len({each.id for each in read_entries(log)}) == 6
+
+
+def test_tuner_of_nni_scores_what_it_may_not_propose_below_any_accuracy(work):
+    table = CostTable.load(work / "supernet" / "cost.json")
+    low, high = table.bounds("macs")
+    limit = (3 * low + high) // 4
+    config = yaml.safe_load((ROOT / "config_nni_tuners.yml").read_text())
+    command = trial_command(work)
+    config["trialCommand"] = f"{command} --constraint macs=0:{limit}"
+    config["maxTrialNumber"] = 6
+    config["tuner"]["classArgs"]["seed"] = 2
+    (work / "tuners.yml").write_text(yaml.safe_dump(config))
+    run(
+        work, sys.executable, "-m", "spos", "search", "start", "--config", "tuners.yml",
+        "--experiments-dir", "tuners", "--port", free_port(),
+    )  # fmt: skip
+    (database,) = (work / "tuners").glob("[!_]*/db/nni.sqlite")
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        rows = connection.execute("select data from MetricData where type = 'FINAL'").fetchall()
+    finals = [json.loads(json.loads(data)) for (data,) in rows]
+    assert len(finals) == 6
+    refused = [each for each in finals if "error" in each]
+    assert refused and len(refused) < 6
+    evaluated = {
+        arch_id(table, each["choices"]): each["result"]
+        for each in read_journal(work / "supernet" / "evaluations.jsonl")
+    }
+    for each in finals:
+        assert (each["macs"] > limit) == (each in refused)
+        if each in refused:
+            assert each["default"] == -1 and "top1" not in each
+            assert each["error"]["reason"].endswith("not evaluated")
+        else:
+            assert each["default"] == evaluated[arch_id(table, each["arch"])]["top1"] >= 0
+
+
+def arch_id(table, choices) -> str:
+    return table.spec.architecture(choices).id
+
+
+def test_two_machines_share_a_search_and_one_may_be_lost(work):
+    """NNI's remote service against SSH servers on the loopback, each with a home of its own."""
+    pytest.importorskip("asyncssh", reason="no SSH server: pip install asyncssh")
+    folder = work / "remote"
+    (folder / "code").mkdir(parents=True)
+    machines = [SshMachine(folder / name, work=work) for name in ("one", "two")]
+    config = yaml.safe_load((ROOT / "config_search.yml").read_text())
+    config.update(trialConcurrency=2, trialCodeDirectory=str(folder / "code"))
+    config["trialCommand"] = f"{trial_command(work)}"
+    config["searchSpaceFile"] = str(folder / "space.json")
+    config["trainingService"] = {"platform": "remote", "machineList": [m.entry for m in machines]}
+    (work / "remote.yml").write_text(yaml.safe_dump(config))
+    try:
+        search = begin(
+            work, sys.executable, "-m", "spos", "search", "start", "--config", "remote.yml",
+            "--rounds", 3, "--population", 4, "--experiments-dir", folder, "--port", free_port(),
+        )  # fmt: skip
+        wait_until(lambda: all(m.num_trials() >= 2 for m in machines), process=search)
+        (log,) = folder.glob("[!_]*/log")
+        assert listening_elsewhere(work, *(each.home for each in machines)) == []
+        machines[0].kill()
+        num_before = machines[1].num_trials()
+        out, err = search.communicate(timeout=250)
+    finally:
+        for each in machines:
+            each.kill()
+    assert search.returncode == 0, out + err
+    entries = read_entries(log)
+    assert len(entries) == 12 and all(each.failure is None for each in entries)
+    assert machines[1].num_trials() > num_before
+    results = {
+        arch_id(CostTable.load(work / "supernet" / "cost.json"), each["choices"]): each["result"]
+        for each in read_journal(work / "supernet" / "evaluations.jsonl")
+    }
+    assert [each.score for each in entries] == [results[each.id]["top1"] for each in entries]
+
+
+def wait_until(condition, *, process):
+    give_up_at = time.monotonic() + 250
+    while not condition():
+        assert process.poll() is None and time.monotonic() < give_up_at, process.communicate()
+        time.sleep(0.5)
+
+
+class SshMachine:
+    """A machine that may be reached over SSH, and its entry in ``machineList``."""
+
+    def __init__(self, home, *, work):
+        import asyncssh
+
+        home.mkdir()
+        self.home, key, port = home, home / "key", free_port()
+        secret = asyncssh.generate_private_key("ssh-ed25519")
+        secret.write_private_key(str(key))
+        secret.write_public_key(f"{key}.pub")
+        server = ROOT / "tests" / "search" / "ssh_worker.py"
+        self.process = begin(work, sys.executable, server, home, f"{key}.pub", port)
+        assert self.process.stdout.readline() == "listening\n"
+        self.entry = {"host": "127.0.0.1", "port": port, "user": "me", "sshKeyFile": str(key)}
+
+    def num_trials(self) -> int:
+        return len(list(self.home.glob("nni-experiments/*/environments/*/trials/*")))
+
+    def kill(self):
+        """As if its power failed."""
+        self.process.kill()
+        for each in processes_of(self.home):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        self.process.communicate()
+
+
+def processes_of(home) -> list[psutil.Process]:
+    found = []
+    for each in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if each.environ().get("HOME") == str(home):
+                found.append(each)
+    return found
+
+
+def listening_elsewhere(*homes) -> list[str]:
+    """Addresses other than the loopback on which processes with these homes listen."""
+    every = [each for home in homes for process in processes_of(home)
+             for each in process.net_connections()]  # fmt: skip
+    ports = [each for each in every if each.status == "LISTEN"]
+    assert len(ports) >= 2 * len(homes) - 1  # SSH servers and manager here, one of NNI's there
+    return [each.laddr.ip for each in ports if each.laddr.ip != "127.0.0.1"]

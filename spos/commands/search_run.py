@@ -1,12 +1,16 @@
-"""`python -m spos search run`: an architecture search in one process, without NNI's server.
+"""`python -m spos search run`: an architecture search without NNI's server.
 
-Imports the search side and `spos.evaluation.settings`; torch when it runs.
+Imports the search side and `spos.evaluation.settings`; torch when it evaluates, which is in a
+process of its own where a candidate's time is limited.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from spos.search.arguments import (
     change_arguments,
     complete_arguments,
 )
+from spos.search.limited import LimitedEvaluation, serve
 from spos.search.local import run_search
 from spos.search.record import SearchRecord
 from spos.search.results import read_entries
@@ -30,6 +35,7 @@ from spos.search.watch import StatusLine, describe_progress
 
 MAX_CONFIG_BYTES = 2**20
 TUNERS_MODULE = "spos.search.tuner"
+TIME_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +70,8 @@ def run_locally(args: argparse.Namespace, class_args: dict[str, Any]) -> SearchR
         entries = read_entries(args.output_dir)
         line.show(describe_progress(entries, num_planned=search.num_planned, per_second=0))
 
-    record = run_search(search, build_evaluation(args), folder=args.output_dir, progress=progress)
+    with open_evaluation(args) as evaluate:
+        record = run_search(search, evaluate, folder=args.output_dir, progress=progress)
     entries = read_entries(args.output_dir)
     line.close(describe_progress(entries, num_planned=search.num_planned, per_second=0))
     return record
@@ -102,6 +109,42 @@ def read_arguments(path: Path) -> dict[str, Any]:
     return arguments
 
 
+def read_limit(path: Path) -> float | None:
+    """``maxTrialDuration`` of an experiment's configuration, in seconds; None if it has none.
+
+    Raises:
+        ConfigError: if it is no time as NNI takes it, such as ``30m``.
+    """
+    given = yaml.safe_load(read_bytes(path, error=ConfigError)).get("maxTrialDuration")
+    if given is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", str(given))
+    seconds = float(found[1]) * TIME_UNITS[found[2]] if found else 0.0
+    if seconds <= 0:
+        raise ConfigError(
+            f"{path}: maxTrialDuration is {given!r}, expected a time such as 90s, 30m or 2h"
+        )
+    return seconds
+
+
+@contextlib.contextmanager
+def open_evaluation(args: argparse.Namespace) -> Iterator[Callable[[Choices], Any]]:
+    """The evaluation that the flags ask for; under the configuration's time limit, if it has one.
+
+    Raises:
+        SposError: if the supernet, its images or the limit are not as they should be.
+    """
+    seconds = read_limit(args.config)
+    if seconds is None:
+        yield build_evaluation(args)
+        return
+    flags = read_evaluation_flags(args).flags()
+    command = [sys.executable, "-m", "spos.commands.search_run", *flags]
+    with LimitedEvaluation(command, seconds=seconds) as evaluate:
+        evaluate.start()
+        yield evaluate
+
+
 def build_evaluation(args: argparse.Namespace) -> Callable[[Choices], dict[str, Any]]:
     """What a trial's evaluator does for one candidate, in this process."""
     from spos.evaluation.candidates import Candidates
@@ -113,3 +156,15 @@ def build_evaluation(args: argparse.Namespace) -> Callable[[Choices], dict[str, 
         return {"default": result["top1"], **result}
 
     return evaluate
+
+
+def main() -> None:
+    """Evaluate for the search that started this process."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    add_evaluation_flags(parser)
+    args = parser.parse_args()
+    serve(lambda: build_evaluation(args))
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ Imports `spos.errors`, `spos.training.parallel` and torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from spos.errors import DataError
+from spos.errors import CheckpointError, DataError
 from spos.training.parallel import reduce_sum
 
 
@@ -31,6 +32,21 @@ class Accuracy:
     top5: float
     loss: float
     num_images: int
+
+
+def check_finite(accuracy: Accuracy) -> Accuracy:
+    """Refuse the accuracy of a network that computes NaN or infinity: its classes mean nothing.
+
+    Raises:
+        CheckpointError: with the loss.
+    """
+    if not math.isfinite(accuracy.loss):
+        raise CheckpointError(
+            f"the network's loss on the held-out images is {accuracy.loss}, so its accuracy means "
+            "nothing: with these weights it overflows; train with a lower --lr, or go back to an "
+            "earlier checkpoint"
+        )
+    return accuracy
 
 
 @torch.no_grad()

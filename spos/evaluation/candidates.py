@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from spos.evaluation.accuracy import check_finite
 from spos.evaluation.build import TrainedSupernet, open_supernet_run
 from spos.evaluation.results import Results
 from spos.evaluation.settings import EvaluationSettings
@@ -75,13 +76,13 @@ class Candidates:
         if result is None:
             result = self.measure(arch.choices, progress=progress)
             self._results.save(arch, result)
-        return result
+        return {**result, **self.run.table.costs(arch.choices)}  # a metric may have come since
 
     def measure(
         self, choices: Any, *, progress: Callable[[float], None] | None = None
     ) -> dict[str, float]:
         """As `score`, but measured now and kept nowhere."""
-        accuracy = self._evaluator.evaluate(choices, progress=progress)
+        accuracy = check_finite(self._evaluator.evaluate(choices, progress=progress))
         measured = {"top1": accuracy.top1, "top5": accuracy.top5, "loss": accuracy.loss}
         return {**measured, **self.run.table.costs(choices)}
 

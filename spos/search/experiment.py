@@ -131,11 +131,16 @@ def _apply(config: Any, changes: Changes) -> None:
 def _check_basics(config: Any, folder: Path, path: Path) -> None:
     """What the rest relies on; NNI's own validation comes later and says less."""
     platform = getattr(config.training_service, "platform", None)
-    if platform != "local":
+    if platform not in ("local", "remote"):
         raise ConfigError(
             f"{path}: trainingService.platform is {platform!r}; this command protects an NNI "
-            "server on this machine, so it starts `local` experiments only (for others use "
-            "`nnictl create` on a network that you trust)"
+            "server on this machine and those that it reaches over SSH, so it starts `local` and "
+            "`remote` experiments only (for others use `nnictl create` on a network that you trust)"
+        )
+    if any(each.password for each in getattr(config.training_service, "machine_list", None) or ()):
+        raise ConfigError(
+            f"{path}: trainingService.machineList has a password, which NNI shows in its WebUI and "
+            "keeps in its database; give sshKeyFile instead"
         )
     if getattr(config.training_service, "reuse_mode", False):
         raise ConfigError(f"{path}: trainingService.reuseMode does not work in NNI 3.0; remove it")
@@ -146,6 +151,9 @@ def _check_basics(config: Any, folder: Path, path: Path) -> None:
     code = _resolve(folder, config.trial_code_directory)
     if not code.is_dir():
         raise ConfigError(f"{path}: trialCodeDirectory {code} is not a folder")
+    if platform == "remote":
+        config.nni_manager_ip = "127.0.0.1"  # the machines' end of the tunnel back to this one
+        return  # the trials' `python` is the machines' own, as their pythonPath says
     # NNI runs `python` as found in PATH, which may be another environment's.
     interpreter = shlex.quote(sys.executable).replace("\\", "\\\\")
     config.trial_command = _INTERPRETER.sub(rf"\1{interpreter}", config.trial_command)
@@ -246,7 +254,7 @@ def _check_budget(
 def _check_gpus(config: Mapping[str, Any], path: Path) -> None:
     service = config["trainingService"]
     per_trial = service.get("trialGpuNumber") or 0
-    if not per_trial:
+    if not per_trial or service["platform"] != "local":
         return
     num_gpus = count_gpus()
     if per_trial > num_gpus:

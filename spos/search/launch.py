@@ -27,6 +27,7 @@ from spos.search.results import JOURNAL, STATE_FILE
 
 PRELOAD = Path(__file__).with_name("nni_preload.js")
 START_SECONDS = 120.0
+MANIFEST_SECONDS = 2.0
 STOP_SECONDS = 75.0  # NNI gives itself sixty
 _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -136,14 +137,33 @@ def list_experiments(experiments_dir: Path | None = None) -> list[KnownExperimen
         if not folder.parent.is_symlink():  # `_latest`
             found[folder.parent.resolve()] = KnownExperiment(folder.parent.name, folder.parent)
     manifest = home / ".experiment"
-    listed = read_json(manifest, error=SearchError) if manifest.exists() else {}
-    for name, entry in listed.items():
+    for name, entry in _read_manifest(manifest).items():
         folder = Path(entry["logDir"], name)
         if folder.resolve() in found or experiments_dir is None:
             found[folder.resolve()] = KnownExperiment(
                 name, folder, entry.get("status", ""), entry.get("pid"), entry.get("port")
             )
     return sorted(found.values(), key=_last_change)
+
+
+def _read_manifest(path: Path) -> Any:
+    """NNI's list, which it writes in place: somebody else may see it empty or half-written.
+
+    Raises:
+        SearchError: if it stays so, after NNI was killed in that moment.
+    """
+    give_up_at = time.monotonic() + MANIFEST_SECONDS
+    while path.exists():
+        try:
+            return read_json(path, error=SearchError)
+        except SearchError as problem:
+            if time.monotonic() > give_up_at:
+                raise SearchError(
+                    f"{problem}; NNI was killed while it wrote its list of experiments: restore "
+                    "the file or delete it (the experiments' folders stay)"
+                ) from None
+        time.sleep(0.05)
+    return {}
 
 
 def find_experiment(experiment_id: str, experiments_dir: Path | None = None) -> KnownExperiment:
@@ -253,7 +273,7 @@ def _run_nnictl(arguments: Sequence[str]) -> None:
         )
     try:
         process = subprocess.run(
-            [str(nnictl), *arguments],
+            [sys.executable, "-m", "spos.search.patient_nnictl", *arguments],
             env=build_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,

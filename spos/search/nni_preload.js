@@ -9,18 +9,27 @@
 //      trial asks first, so with several trials at once scores appear beside other architectures.
 //   4. A GPU request that equals the number of GPUs is met (NNI refuses it), and one that cannot be
 //      met now waits. NNI asks again at once, for ever, starting a Python process each time.
+//   5. Machines of the remote service reach the server through the SSH connection that NNI has to
+//      them, as a reverse tunnel, so (1) holds for them too; their own part of NNI runs with this
+//      file. Nothing is installed on them (NNI would upgrade itself from the package index). One
+//      that is lost does not end the search: NNI alone waits for its answers for ever, and stops
+//      with an error if its SSH connection breaks.
+//   6. The tuner has half a minute to start. NNI gives up after ten seconds, which are too few on a
+//      busy machine.
 //
 // NNI's upstream is archived, so the classes that are patched here do not move. The launcher checks
 // that (2) holds and stops the experiment if not; the tuner learns of (3) from SPOS_PAIRED_TRIALS.
 'use strict';
 
 const crypto = require('crypto');
+const fs = require('fs');
 const http = require('http');
 const net = require('net');
 const Module = require('module');
 
 const LOOPBACK = '127.0.0.1';
 const RETRY_MILLISECONDS = 2000;
+const TUNER_MILLISECONDS = 30000;
 const sleep = milliseconds => new Promise(resolve => setTimeout(resolve, milliseconds));
 
 // 1. Loopback only: listen(port), listen(port, callback), listen({port}) name no address.
@@ -105,19 +114,117 @@ function meetGpuRequests(Scheduler) {
     };
 }
 
+// 5. Before NNI runs its first command on a machine: the way back, and this file.
+function tunnelBack(Worker) {
+    const findPython = Worker.prototype.findPython;
+    Worker.prototype.findPython = async function () {
+        const { client } = this.ssh;
+        client.on('error', error => this.log.error('SSH connection lost:', error));
+        const url = new URL(this.channelUrl);
+        const port = await forward(client, Number(url.port));
+        this.channelUrl = `${url.protocol}//${LOOPBACK}:${port}${url.pathname}`;
+        const python = await findPython.call(this);
+        const run = this.ssh.run;
+        this.ssh.run = command => run.call(
+            this.ssh,
+            command.includes('-m pip install nni') ? `${python} -c "import nni"` : command,
+        );
+        const folder = await this.ssh.run('mktemp -d');
+        await this.ssh.writeFile(`${folder}/nni_preload.js`, fs.readFileSync(__filename, 'utf8'));
+        return `NODE_OPTIONS='--require "${folder}/nni_preload.js"' ${python}`;
+    };
+}
+
+// A port of the machine's loopback that leads to `port` of ours; ends with the SSH connection.
+function forward(client, port) {
+    client.on('tcp connection', (_details, accept) => {
+        const there = accept();
+        const here = net.connect(port, LOOPBACK);
+        here.on('error', () => there.destroy());
+        there.on('error', () => here.destroy());
+        there.pipe(here).pipe(there);
+    });
+    return new Promise((resolve, reject) => {
+        client.forwardIn(LOOPBACK, 0, (error, given) => (error ? reject(error) : resolve(given)));
+    });
+}
+
+function outliveWorkers(Service) {
+    // What was asked of a machine that is lost meanwhile is never answered.
+    const untilLost = async (service, envId, answer) => {
+        let isAnswered = false;
+        const settled = answer.catch(() => null).finally(() => { isAnswered = true; });
+        const lost = (async () => {
+            while (!isAnswered && service.workersByEnv.has(envId)) {
+                await sleep(RETRY_MILLISECONDS / 4);
+            }
+            return null;
+        })();
+        return Promise.race([settled, lost.then(() => (isAnswered ? settled : null))]);
+    };
+    const create = Service.prototype.createTrial;
+    Service.prototype.createTrial = async function (envId, ...args) {
+        for (let number = 0; ; number += 1) {
+            const id = await untilLost(this, envId, create.call(this, envId, ...args));
+            if (id !== null) {
+                return id;
+            }
+            await sleep(RETRY_MILLISECONDS); // there may be room later, or on another machine
+            const working = Array.from(this.workersByEnv.keys());
+            envId = working.length > 0 ? working[number % working.length] : envId;
+        }
+    };
+    const stop = Service.prototype.stopTrial;
+    Service.prototype.stopTrial = async function (trialId) {
+        const envId = this.workersByTrial.get(trialId)?.envId;
+        return untilLost(this, envId, stop.call(this, trialId));
+    };
+    // One that could not be started again stays in NNI's list of those to start trials on.
+    const restart = Service.prototype.restartWorker;
+    Service.prototype.restartWorker = async function (worker) {
+        const before = new Set(this.workers);
+        await restart.call(this, worker);
+        for (const each of this.workers.filter(each => !before.has(each) && !each.uploadDir)) {
+            this.stopWorker(each, true);
+        }
+    };
+}
+
+// 6. Waiting for the tuner's connection.
+function awaitTuner(TunerServer) {
+    TunerServer.prototype.init = async function () {
+        const timer = setTimeout(() => {
+            const text = `the tuner did not connect in ${TUNER_MILLISECONDS / 1000} seconds`;
+            this.connect.reject(new Error(`${text}; see dispatcher.log`));
+        }, TUNER_MILLISECONDS);
+        await this.connect.promise.finally(() => clearTimeout(timer));
+    };
+}
+
+// class -> a method of it, which tells it from others of that name, and what to do with it
 const PATCHES = {
-    V3asV1: pairTrials,
-    LocalTrainingServiceV3: waitForRoom,
-    TaskScheduler: meetGpuRequests,
+    V3asV1: ['submitTrialJob', pairTrials],
+    LocalTrainingServiceV3: ['createTrial', waitForRoom],
+    RemoteTrainingServiceV3: ['restartWorker', outliveWorkers],
+    Worker: ['launchTrialKeeperDaemon', tunnelBack],
+    TaskScheduler: ['schedule', meetGpuRequests],
+    TunerServer: ['init', awaitTuner],
 };
+function find(exports, name) {
+    if (name === 'TunerServer' && typeof exports.getTunerServer === 'function') {
+        return exports.getTunerServer().constructor; // the one class that is not exported
+    }
+    return exports[name];
+}
+
 const patched = new Set();
 const load = Module._load;
 Module._load = function (...args) {
     const exports = load.apply(this, args);
-    for (const [name, patch] of Object.entries(PATCHES)) {
+    for (const [name, [method, patch]] of Object.entries(PATCHES)) {
         // A class is patched once, though several modules export it; half-loaded modules lack it.
-        const found = exports && typeof exports === 'object' ? exports[name] : undefined;
-        if (typeof found === 'function' && !patched.has(name)) {
+        const found = exports && typeof exports === 'object' ? find(exports, name) : undefined;
+        if (typeof found?.prototype?.[method] === 'function' && !patched.has(name)) {
             patched.add(name);
             patch(found);
         }

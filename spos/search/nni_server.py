@@ -17,10 +17,11 @@ from spos.errors import SearchError
 
 @dataclass(frozen=True)
 class NniTrial:
-    """A trial as NNI lists it: its status and the number of the parameters meant for it."""
+    """A trial as NNI lists it: its status, and the parameters meant for it with their number."""
 
     status: str
     parameter_id: int | None
+    parameters: Any = None
 
     @property
     def is_active(self) -> bool:
@@ -53,7 +54,7 @@ class NniServer:
     def trials(self) -> list[NniTrial]:
         """Every trial that was started, this session's and earlier ones'."""
         return [
-            NniTrial(str(job.get("status")), _parameter_id(job))
+            NniTrial(str(job.get("status")), *_parameters(job))
             for job in self._request("GET", "/trial-jobs")
         ]
 
@@ -99,8 +100,9 @@ class NniServer:
                 ) from None
 
 
-def _parameter_id(job: dict[str, Any]) -> int | None:
+def _parameters(job: dict[str, Any]) -> tuple[int | None, Any]:
     try:
-        return json.loads(job["hyperParameters"][0])["parameter_id"]
-    except (KeyError, IndexError, TypeError, ValueError):
-        return None
+        record = json.loads(job["hyperParameters"][0])
+        return record["parameter_id"], record.get("parameters")
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return None, None

@@ -165,6 +165,14 @@ class Search:
             return False
         return self._put_back(genes)
 
+    def take_back(self, choices: Choices) -> None:
+        """A candidate that was handed out never reached anybody: it is the next one again."""
+        genes = self.space.genes(choices)
+        candidate = self._history.get(genes)
+        if candidate is not None and candidate.status == RUNNING:
+            candidate.status = WAITING
+            self._waiting.appendleft(genes)
+
     def count_failure(self) -> None:
         """An evaluation failed, but whose is not known (yet)."""
         self.failures_in_a_row += 1

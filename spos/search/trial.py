@@ -27,6 +27,8 @@ from spos.errors import SearchError
 
 PARAMETER_SECONDS = 600.0  # how long to wait for parameters before giving up
 FILED_SECONDS = 10.0  # how long to wait until the manager lists this trial
+REMOTE_SECONDS = 1.0  # on another machine: so long after its start the manager has filed a trial
+NO_SCORE = -1.0  # in place of an accuracy where there is none; no accuracy is below 0
 REQUEST_SECONDS = 60.0  # one HTTP request
 RETRIES = 5  # of a request that the manager's machine refused or dropped
 
@@ -72,9 +74,21 @@ class Trial:
         Exit with a status other than 0 afterwards. A trial that dies without a word costs more:
         NNI 3.0 cannot say for certain which parameters it had.
         """
+        self._report_error(reason, {})
+
+    def report_infeasible(self, reason: str, costs: Mapping[str, float]) -> None:
+        """Tell the tuner that this candidate violates a constraint and was not evaluated.
+
+        For tuners that know no constraints: to them the score is worse than any accuracy. Exit with
+        status 0 afterwards.
+        """
+        self._report_error(f"{reason}; not evaluated", costs)
+
+    def _report_error(self, reason: str, costs: Mapping[str, float]) -> None:
         # A string would become an axis of the WebUI's plots, so the reason sits in an object. The
-        # number is there because the WebUI wants one; the tuner looks at `error` first.
-        value = {"default": 0.0, "error": {"reason": reason}, "arch": self.parameters}
+        # number is there because NNI and its own tuners want one; ours looks at `error` first.
+        error = {"reason": reason}
+        value = {"default": NO_SCORE, **costs, "error": error, "arch": self.parameters}
         self._channel.report(self.parameter_id, value, kind="FINAL", number=0)
 
 
@@ -111,6 +125,7 @@ class _Channel:
         self._host, self._port, self._path = parts.hostname, parts.port, parts.path
         self._trial_id = trial_id
         self._is_filed = False
+        self._began = time.monotonic()
 
     def request_parameters(self) -> Any:
         give_up_at = time.monotonic() + PARAMETER_SECONDS
@@ -144,7 +159,14 @@ class _Channel:
             )
 
     def _wait_until_filed(self) -> None:
-        """Wait until the manager lists this trial: an earlier metric would be dropped."""
+        """Wait until the manager lists this trial: an earlier metric would be dropped.
+
+        On a worker of the remote service it cannot be asked: only the machine's own part of NNI,
+        which passes our metrics on, is reached there.
+        """
+        if os.environ.get("NNI_PLATFORM") == "remote":
+            time.sleep(max(0.0, self._began + REMOTE_SECONDS - time.monotonic()))
+            self._is_filed = True
         address = f"{self._path.split('/env/')[0]}/api/v1/nni/trial-jobs/{self._trial_id}"
         give_up_at = time.monotonic() + FILED_SECONDS
         while not self._is_filed and time.monotonic() < give_up_at:
@@ -152,8 +174,7 @@ class _Channel:
             self._is_filed = status == http.client.OK and b'"trialJobId"' in body
             if not self._is_filed:
                 time.sleep(0.02)
-        # On a remote worker this route may not exist; after ten seconds the trial is filed anyway.
-        self._is_filed = True
+        self._is_filed = True  # or never will be
 
     def _request(self, method: str, path: str, value: Any = None) -> tuple[int, bytes]:
         body = None if value is None else json.dumps(value)

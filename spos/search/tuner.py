@@ -12,6 +12,8 @@ NNI 3.0 asks for care, and gets it here:
   unless our preload pairs them (`PAIRED_VARIABLE`). Otherwise it is only counted, and what is
   missing at the end, when no trial runs any more, is tried again then.
 - Requests that cannot be answered are kept and answered later, so that no slot is lost.
+- After a resume NNI asks for as many candidates as it has slots, though trials that it runs again
+  take some of them: so many requests are held back, else the search would run ahead of its scores.
 - The experiment is DONE only by reaching ``maxTrialNumber``: when the search has finished, that
   number is lowered to the number of trials so far, as ``nnictl update trialnum`` does.
 - NNI never saves a tuner's state: it is saved after every event.
@@ -88,6 +90,7 @@ class SearchTuner(Tuner):
         self._ended: set[int] = set()  # ids whose trial has ended
         self._num_lost = 0
         self._idle: deque[int] = deque()  # ids that NNI asked for when there was nothing to give
+        self._num_held = 0  # of them are held back
         self._send: Callable[[int, Choices], None] | None = None
         self._num_events = 0
         self._problem: str | None = None
@@ -123,8 +126,9 @@ class SearchTuner(Tuner):
         with self._event():
             self._send = st_callback or self._send
             self._judge_ended()
-            for parameter_id in parameter_id_list:
-                choices = self._hand_out(parameter_id)
+            num_asked = len(parameter_id_list) + len(self._idle) - self._num_held
+            for number, parameter_id in enumerate(parameter_id_list):
+                choices = self._hand_out(parameter_id) if number < num_asked else None
                 if choices is None:
                     self._idle.append(parameter_id)
                 else:
@@ -173,6 +177,7 @@ class SearchTuner(Tuner):
         """Continue the search (``nnictl resume``)."""
         with self._event():
             self._record.load()
+            self._match_trials()
             _logger.info("the search continues in round %d", self._search.round)
 
     def save_checkpoint(self) -> None:
@@ -204,7 +209,10 @@ class SearchTuner(Tuner):
                 "`python -m spos search resume`"
             )
         answers: list[tuple[int, Choices]] = []
-        while self._idle and (choices := self._hand_out(self._idle[0])) is not None:
+        while (
+            len(self._idle) > self._num_held
+            and (choices := self._hand_out(self._idle[0])) is not None
+        ):
             answers.append((self._idle.popleft(), choices))
         self._record.save(self._problem)  # before NNI knows, so that nothing is handed out twice
         for parameter_id, choices in answers:
@@ -238,6 +246,22 @@ class SearchTuner(Tuner):
             self._search.count_failure()
         self._num_lost = max(self._num_lost, num_lost)
 
+    def _match_trials(self) -> None:
+        """After a resume: what NNI runs again, and what was handed out but never reached it.
+
+        NNI runs again the trials that it had filed as started, and knows no others.
+        """
+        try:
+            trials = [each for each in _server().trials() if each.is_active]
+        except SearchError as problem:  # costs only the order in which candidates come
+            _logger.warning("%s", problem)
+            return
+        self._num_held = len(trials)
+        known = [each.parameters for each in trials]
+        for choices in reversed(self._search.running if self._is_paired else []):
+            if choices not in known:
+                self._search.take_back(choices)
+
     def _send_problem(self) -> None:
         """Make NNI show status ERROR; its log holds the text."""
         # The callback is a method of NNI's dispatcher, which alone can report an error.
@@ -252,7 +276,7 @@ class SearchTuner(Tuner):
 
     def _close(self) -> None:
         """Until the search has finished, look for candidates that got lost; then end it."""
-        server = NniServer.of_tuner(os.environ.get("NNI_TUNER_COMMAND_CHANNEL", ""))
+        server = _server()
         num_unanswered = num_quiet = 0
         num_events = -1
         while num_unanswered < MAX_UNANSWERED and self._problem is None:
@@ -279,7 +303,9 @@ class SearchTuner(Tuner):
                 num_events = self._num_events
             if num_quiet >= QUIET_POLLS:
                 with self._event():
-                    self._record.lose_running()
+                    if self._search.running:
+                        self._record.lose_running()
+                    self._num_held = 0
 
 
 @dataclass(frozen=True)
@@ -305,6 +331,10 @@ class NamedTuner:
 EvolutionTuner = NamedTuner("EvolutionTuner")
 RandomTuner = NamedTuner("RandomTuner")
 TwoStageTuner = NamedTuner("TwoStageTuner")
+
+
+def _server() -> NniServer:
+    return NniServer.of_tuner(os.environ.get("NNI_TUNER_COMMAND_CHANNEL", ""))
 
 
 def _exit_with_manager() -> None:

@@ -5,6 +5,7 @@ Imports `spos.errors`, `spos.files`, `spos.training.parallel`, `spos.training.ch
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -21,7 +22,14 @@ from typing import Any
 import torch
 
 from spos.errors import ConfigError
-from spos.files import append_journal, read_journal, read_json, write_journal, write_json
+from spos.files import (
+    append_journal,
+    lock_file,
+    read_journal,
+    read_json,
+    write_journal,
+    write_json,
+)
 
 FORMAT_VERSION = 1
 PACKAGES = ("spos", "torch", "torchvision", "nni", "numpy", "nvidia-dali-cuda130")
@@ -52,7 +60,7 @@ class RunFolder:
 
     Raises:
         ConfigError: if the folder holds a run with another configuration (the fields that differ
-            are listed) or cannot be written.
+            are listed), another command writes it now, or it cannot be written.
     """
 
     def __init__(self, path: Path | str, settings: RunSettings, *, is_writer: bool = True) -> None:
@@ -63,6 +71,7 @@ class RunFolder:
         self._board = None
         self._recorded: set[tuple] = set()
         self._handler: logging.Handler | None = None
+        self._lock = contextlib.ExitStack()
         try:
             self._check_ours()
             if is_writer:
@@ -111,12 +120,13 @@ class RunFolder:
             self._board.flush()  # a kill would lose up to two minutes
 
     def close(self) -> None:
-        """Flush and close the log and the TensorBoard file."""
+        """Flush and close the log and the TensorBoard file; another command may then write."""
         if self._board:
             self._board.close()
         if self._handler:
             logging.getLogger("spos").removeHandler(self._handler)
             self._handler.close()
+        self._lock.close()
 
     def _check_ours(self) -> None:
         if (self.path / "args.json").exists():
@@ -128,9 +138,19 @@ class RunFolder:
 
     def _open(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        if not (self.path / "args.json").exists():
-            write_settings(self.path, self.settings)
-        self._handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(lock_file(self.path / ".lock", blocking=False))
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{self.path}: another command writes this run now; wait for its end, stop it, "
+                    "or give another --run-dir"
+                ) from None
+            self._check_ours()  # again: nobody changes it any more
+            if not (self.path / "args.json").exists():
+                write_settings(self.path, self.settings)
+            self._handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+            self._lock = stack.pop_all()
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logging.getLogger("spos").addHandler(self._handler)
 

@@ -95,7 +95,7 @@ def test_no_step_is_no_path(tmp_path):
 @pytest.mark.parametrize(
     "config",
     [{"sampler": "magic"}, {"sampler": None}, {"seed": "0"}, {"path_range": "x"},
-     {"path_range": [1, [2]]}, {"channel_warmup": 3}, {"batch_size": 0}],
+     {"path_range": [1, [2]]}, {"channel_warmup": 3}, {"batch_size": 0}, {"shrink": {}}],
 )  # fmt: skip
 def test_settings_that_do_not_say_how_paths_were_drawn_are_named(tmp_path, config):
     run = read_run(write_supernet(tmp_path / "run", **config))

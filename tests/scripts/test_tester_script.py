@@ -5,14 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 from forked import ROOT, run_script
 
 from spos.architecture import Architecture, save_architecture
 from spos.cost.table import CostTable
+from spos.errors import CheckpointError
+from spos.evaluation.accuracy import Accuracy, check_finite
 from spos.evaluation.build import open_supernet_run
 from spos.files import read_json
+from spos.training.checkpoint import latest_checkpoint, save_checkpoint
 
 OTHERS = (("k1", "k1", "k1"), ("k5", "k3", "k5"), ("k3", "k5", "k1"))
 
@@ -125,3 +130,45 @@ def test_images_may_have_moved(workspace, scores):
     shutil.copy(workspace.folder / "other_0.json", workspace.folder / "copy.json")
     again = workspace.tester("--json", "--data-dir", "moved", "--arch", "copy.json")
     assert results(again) == [scores[name]]
+
+
+# --- what is not evaluated -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_network_that_overflows_has_no_accuracy(loss):
+    accuracy = Accuracy(top1=0.5, top5=1.0, loss=loss, num_images=10)
+    with pytest.raises(CheckpointError, match=f"loss on the held-out images is {loss}"):
+        check_finite(accuracy)
+    assert check_finite(replace(accuracy, loss=0.5)).top1 == 0.5
+
+
+def test_overflowing_weights_are_a_clear_error(workspace):
+    spoil_weights(workspace.folder / "supernet" / "checkpoints")
+    finished = workspace.tester("--json", "--arch", "arch.json")
+    assert finished.status == 2 and finished.stdout == ""
+    assert "loss on the held-out images is nan" in finished.stderr.splitlines()[-1]
+
+
+def spoil_weights(folder):
+    """Make the newest checkpoint's classifier NaN, as training that diverged does."""
+    _, path = latest_checkpoint(folder)
+    state = torch.load(path, weights_only=True)
+    state["network"]["classifier.weight"].fill_(float("nan"))
+    for each in (path, path.with_suffix(".json")):
+        each.unlink()
+    save_checkpoint(folder, int(path.stem.split("_")[1]), state)
+
+
+def test_constraint_is_for_trials(trained):
+    finished = trained.tester("--constraint", "macs=0:330M", "--arch", "arch.json")
+    assert finished.status == 2 and "--constraint is for trials" in finished.stderr
+
+
+@pytest.mark.parametrize("given", ["macs", "=3", "macs=9:1", "macs=much", "macs=1:2"])
+def test_wrong_constraint_is_found_with_the_search_space(trained, tmp_path, given):
+    environment = {"NNI_GEN_SEARCH_SPACE": str(tmp_path / "space.json")}
+    finished = trained.tester("--constraint", given, env=environment)
+    assert finished.status == 2 and finished.stderr.startswith("error: ")
+    assert "macs" in finished.stderr or "METRIC" in finished.stderr
+    assert not list(tmp_path.iterdir())

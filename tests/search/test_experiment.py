@@ -129,7 +129,16 @@ def test_failing_trial_command_leaves_no_stale_files(folder):
         ("tuner.classArgs", {"constraints": {"watts": 10}}, "watts"),
         ("tuner.classArgs", {"cost_table": "other.json"}, "other.json"),
         ("trainingService", None, "platform"),
-        ("trainingService.platform", "remote", "local"),
+        ("trainingService.platform", "kubeflow", "kubeflow"),
+        ("trainingService.platform", "remote", "machineList|machine_list"),
+        (
+            "trainingService",
+            {
+                "platform": "remote",
+                "machineList": [{"host": "localhost", "user": "me", "password": "secret"}],
+            },
+            "sshKeyFile",
+        ),
         ("trainingService.reuseMode", True, "reuseMode"),
         ("trainingService.trialGpuNumber", 1, "refuses|GPU"),
     ],

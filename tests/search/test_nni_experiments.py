@@ -2,121 +2,20 @@
 
 import http.client
 import json
-import os
-import shutil
 import signal
 import socket
-import subprocess
-import sys
-import time
-from collections import Counter
-from pathlib import Path
 
 import psutil
 import pytest
-import yaml
+from lab import LIMIT, Lab, wait_for
 from toy_trial import toy_score, toy_spec, toy_table
 
-from spos.search.launch import list_experiments, wait_until_gone
-from spos.search.nni_server import NniServer
-from spos.search.results import read_entries
+from spos.cost.table import Constraint
+from spos.search.evolution import Evolution
+from spos.search.feasible import FeasibleSpace
+from spos.search.searcher import Search
 
 pytestmark = [pytest.mark.nni, pytest.mark.slow]
-
-TOY = Path(__file__).with_name("toy_trial.py")
-LIMIT = 5200
-
-
-class Lab:
-    """A folder with its own HOME, an experiment in it, and every process of it."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.environment = {**os.environ, "HOME": str(folder), "NNI_FRAMEWORK": "none"}
-        self.environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.server = NniServer(self.port)
-        self.begun: list[subprocess.Popen] = []
-        shutil.copy(TOY, folder)
-
-    def configure(self, *, rounds, population, trial="", concurrency=1, **service):
-        config = {
-            "searchSpaceFile": "space.json",
-            "trialCommand": f"exec python toy_trial.py {trial}",
-            "trialCodeDirectory": ".",
-            "trialConcurrency": concurrency,
-            "maxTrialNumber": 2 * rounds * population,
-            "tuner": {
-                "className": "spos.search.tuner.EvolutionTuner",
-                "codeDirectory": ".",
-                "classArgs": {
-                    "rounds": rounds,
-                    "population": population,
-                    "constraints": {"macs": [0, LIMIT]},
-                },
-            },
-            "trainingService": {"platform": "local", **service},
-        }
-        (self.folder / "config.yml").write_text(yaml.safe_dump(config))
-
-    def begin(self, *command) -> subprocess.Popen:
-        process = subprocess.Popen(
-            [str(part) for part in command],
-            cwd=self.folder,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.begun.append(process)
-        return process
-
-    def run(self, *command) -> subprocess.CompletedProcess:
-        process = self.begin(*command)
-        out, err = process.communicate(timeout=120)
-        return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-    def search(self, action, *flags) -> subprocess.Popen:
-        command = [sys.executable, "-m", "spos", "search", action, *flags, "--port", self.port]
-        return self.begin(*command)
-
-    @property
-    def log(self) -> Path:
-        (known,) = self.experiments
-        return known.folder / "log"
-
-    @property
-    def experiments(self):
-        return list_experiments(self.folder / "nni-experiments")
-
-    def entries(self):
-        return read_entries(self.log) if self.experiments else []
-
-    def evaluated(self) -> Counter:
-        """How often each architecture's evaluation began."""
-        return Counter((self.folder / "trials.log").read_text().splitlines())
-
-    def processes(self) -> list[psutil.Process]:
-        """Whatever runs with this HOME."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("HOME") == str(self.folder):
-                    found.append(process)
-            except psutil.Error:  # it ended, or is not ours
-                continue
-        return found
-
-    def kill_everything(self):
-        for process in self.processes():
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-            wait_until_gone(process.pid, 10)
 
 
 @pytest.fixture
@@ -124,17 +23,7 @@ def lab(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))  # where this process looks for experiments
     lab = Lab(tmp_path)
     yield lab
-    lab.kill_everything()
-    for process in lab.begun:
-        if process.stdout and not process.stdout.closed:
-            process.communicate()
-
-
-def wait_for(condition, *, seconds=60, what="it"):
-    give_up_at = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up_at, f"waited for {what} in vain"
-        time.sleep(0.2)
+    lab.end()
 
 
 def check_scores(entries, count):
@@ -201,6 +90,21 @@ def test_search_whose_trials_all_fail_says_why(lab):
     assert not lab.processes()
 
 
+def test_hanging_trial_is_ended_tried_again_and_excluded(lab):
+    """NNI's maxTrialDuration: SIGINT, which this trial ignores, and SIGKILL five seconds later."""
+    search = Search(FeasibleSpace(toy_table(), [Constraint("macs", 0, LIMIT)]), Evolution(1, 4))
+    hangs = toy_spec().architecture([search.ask() for _ in range(4)][1]).id
+    lab.configure(rounds=1, population=4, trial=f"--hang {hangs}", trial_seconds=8)
+    process = lab.search("start", "--config", "config.yml")
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "3 candidates evaluated, 1 failed" in out
+    entries = {each.id: each for each in lab.entries()}
+    assert entries[hangs].failure == "the trial ended without a result"
+    assert lab.evaluated() == {name: 1 + (name == hangs) for name in entries} and len(entries) == 4
+    assert not lab.processes()
+
+
 def test_one_gpu_can_be_asked_for(lab):
     """NNI alone refuses the only GPU, and asks again for ever, in hundreds of processes."""
     (lab.folder / "lib").mkdir()
@@ -208,7 +112,7 @@ def test_one_gpu_can_be_asked_for(lab):
     lab.environment["PYTHONPATH"] = str(lab.folder / "lib")
     lab.environment["STAND_IN_LOG"] = str(lab.folder / "queries.log")
     service = {"trialGpuNumber": 1, "useActiveGpu": True}
-    lab.configure(rounds=1, population=5, trial="--log-gpu", **service)
+    lab.configure(rounds=1, population=5, trial="--log-gpu", service=service)
     process = lab.search("start", "--config", "config.yml")
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err

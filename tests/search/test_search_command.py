@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 
 import pytest
 from toy_trial import toy_spec
@@ -98,6 +99,26 @@ def test_experiments_elsewhere_are_found_in_nnis_list(home):
     known = find_experiment("far")
     expected = KnownExperiment("far", home / "elsewhere" / "far", "RUNNING", 1, 8080)
     assert known == expected and list_experiments() == [expected]
+
+
+def test_list_that_nni_is_writing_is_read_when_it_is_whole(home):
+    (home / "nni-experiments").mkdir()
+    manifest = home / "nni-experiments" / ".experiment"
+    manifest.write_text("")
+    entry = {"logDir": str(home), "status": "RUNNING", "pid": 1, "port": 2}
+    writer = threading.Timer(0.2, lambda: manifest.write_text(json.dumps({"late": entry})))
+    writer.start()
+    (known,) = list_experiments()
+    writer.join()
+    assert known.id == "late" and known.pid == 1
+
+
+def test_damaged_list_of_nni_is_named(home, monkeypatch):
+    (home / "nni-experiments").mkdir()
+    (home / "nni-experiments" / ".experiment").write_text("{")
+    monkeypatch.setattr(launch, "MANIFEST_SECONDS", 0.1)
+    with pytest.raises(SearchError, match=r"\.experiment.*NNI was killed while"):
+        list_experiments()
 
 
 def test_experiment_that_still_runs_is_not_resumed(home):

@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from spos.architecture import SearchSpec
 from spos.errors import SearchError
 from spos.search import trial as trial_module
+from spos.search.record import read_result
 from spos.search.trial import in_trial, start_trial
 
 
@@ -125,10 +128,48 @@ def test_failure_is_a_result_with_a_reason(serve):
     start_trial().report_failure("out of memory")
     (value,) = [json.loads(each["value"]) for each in manager.metrics]
     assert value == {
-        "default": 0.0,
+        "default": -1.0,
         "error": {"reason": "out of memory"},
         "arch": {"layer_1": "k5"},
     }
+
+
+def test_infeasible_candidate_is_no_accuracy(serve):
+    manager = serve(Manager())
+    trial = start_trial()
+    trial.report_infeasible("macs is 400, outside 0 to 330", {"macs": 400})
+    (metric,) = manager.metrics
+    value = json.loads(metric["value"])
+    assert metric["type"] == "FINAL" and value == {
+        "default": -1.0,
+        "macs": 400,
+        "error": {"reason": "macs is 400, outside 0 to 330; not evaluated"},
+        "arch": {"layer_1": "k5"},
+    }
+    spec = SearchSpec("toy", {}, {"layer_1": ("k3", "k5")})
+    result = read_result(value, spec, expected=None)  # what our own tuner takes it for
+    assert result.score is None and result.failure == value["error"]["reason"]
+
+
+def test_remote_trial_waits_a_second_instead_of_asking(serve, monkeypatch):
+    """On a worker the server is the machine's own part of NNI, which knows no such address."""
+    manager = serve(Manager())
+    monkeypatch.setattr(manager, "get", refuse_address(manager.get))
+    monkeypatch.setenv("NNI_PLATFORM", "remote")
+    monkeypatch.setattr(trial_module, "REMOTE_SECONDS", 0.3)
+    began = time.monotonic()
+    trial = start_trial()
+    trial.report_final({"default": 0.5})
+    assert 0.3 <= time.monotonic() - began < 5
+    assert [each["type"] for each in manager.metrics] == ["FINAL"]
+
+
+def refuse_address(get):
+    def answer(path):
+        assert "/trial-jobs/" not in path
+        return get(path)
+
+    return answer
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from spos.architecture import load_architecture
 from spos.errors import ConfigError, ConstraintError
 from spos.search import tuner as tuner_module
 from spos.search.arguments import ExperimentPaths
-from spos.search.nni_server import NniTrial
+from spos.search.nni_server import NniServer, NniTrial
 from spos.search.results import read_entries
 from spos.search.tuner import PAIRED_VARIABLE, EvolutionTuner, SearchTuner
 
@@ -484,3 +484,51 @@ def test_relative_paths_start_at_the_code_directory(tmp_path):
     assert str(paths.cost_table("/b.json")) == "/b.json"
     assert str(paths.cost_table(None)) == "/spaces/cost.json"
     assert ExperimentPaths(tmp_path).cost_table(None) == tmp_path / "cost.json"
+
+
+def resume_tuner(folder) -> EvolutionTuner:
+    tuner = EvolutionTuner(population=6, rounds=3, seed=1, cost_table=str(folder / "cost.json"))
+    tuner.load_checkpoint()
+    tuner.update_search_space(toy_spec().search_space())
+    return tuner
+
+
+@pytest.mark.parametrize("is_started", [True, False])
+def test_candidate_that_nni_never_started_is_the_next_one_again(folder, monkeypatch, is_started):
+    """The manager was killed between our answer and its own note of the trial."""
+    monkeypatch.setenv(PAIRED_VARIABLE, "1")
+    (first,) = make_tuner(folder).generate_multiple_parameters([0])
+    started = [NniTrial("RUNNING", 0, first)] if is_started else []
+    monkeypatch.setattr(Server, "trials_now", [NniTrial("FAILED", 7, None), *started])
+    tuner = resume_tuner(folder)
+    choices = tuner.generate_multiple_parameters([1])
+    assert choices == ([] if is_started else [first])
+
+
+def test_manager_that_does_not_answer_costs_only_the_order(folder, monkeypatch):
+    monkeypatch.setenv(PAIRED_VARIABLE, "1")
+    (first,) = make_tuner(folder).generate_multiple_parameters([0])
+    monkeypatch.setattr(tuner_module, "NniServer", NniServer)  # of no address
+    tuner = resume_tuner(folder)
+    (choices,) = tuner.generate_multiple_parameters([1])
+    assert tuner._problem is None and choices != first
+
+
+def test_resumed_search_does_not_run_ahead_of_its_scores(folder, monkeypatch):
+    """NNI asks for a candidate although a trial that it runs again takes the only slot."""
+    before = make_tuner(folder)
+    (first,) = before.generate_multiple_parameters([0])
+    monkeypatch.setattr(Server, "trials_now", [NniTrial("WAITING", 0, first)])
+    tuner, dispatcher = resume_tuner(folder), Dispatcher()
+    callback = dispatcher.send_trial_callback
+    assert tuner.generate_multiple_parameters([0], st_callback=callback) == []
+    tuner.import_data([{"parameter": first, "value": final(first)}])
+    handed = []
+    for number in range(1, 18):  # NNI asks when a trial has ended
+        (choices,) = tuner.generate_multiple_parameters([number], st_callback=callback)
+        assert not dispatcher.sent  # nothing for the request that is held back
+        handed.append(choices)
+        tuner.receive_trial_result(number, choices, final(choices))
+        tuner.trial_end(number, True)
+    assert len(tuner._idle) == 1 and len(handed) == 17
+    assert first not in handed

@@ -2,14 +2,15 @@
 
 With NNI_GEN_SEARCH_SPACE set it writes the search space and cost.json beside it. In a trial it
 evaluates the architecture it is given, appends the id to ``trials.log`` when it begins, and keeps
-the result in ``results``. Some ways to fail are built in: ``--fail report`` and ``--fail die`` fail
-the first evaluation of every fourth architecture, with and without a word; ``--fail always`` fails
-every one.
+the result in ``results``, both in ``--folder``. Some ways to fail are built in: ``--fail report``
+and ``--fail die`` fail the first evaluation of every fourth architecture, with and without a word;
+``--fail always`` fails every one; ``--hang ID`` hangs at one and will not be interrupted.
 """
 
 import argparse
 import hashlib
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -58,6 +59,8 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fail", choices=["never", "report", "die", "always"], default="never")
     parser.add_argument("--channels", action="store_true", help="a space with widths to choose")
+    parser.add_argument("--folder", type=Path, default=Path())
+    parser.add_argument("--hang", metavar="ID")
     parser.add_argument("--log-gpu", action="store_true", help="write down which GPU it was given")
     parser.add_argument("--seconds", type=float, default=0.0)
     args = parser.parse_args()
@@ -70,14 +73,17 @@ def main() -> int:
         raise SystemExit("not in a trial")
     trial = start_trial()
     arch = spec.architecture(trial.parameters)
-    saved = Path("results", f"{arch.id}.json")
+    saved = args.folder / "results" / f"{arch.id}.json"
     if saved.exists():  # NNI may run a trial again that had its result
         trial.report_final(read_json(saved))
         return 0
     if args.log_gpu:
-        with open("gpus.log", "a") as file:
+        with open(args.folder / "gpus.log", "a") as file:
             print(os.environ.get("CUDA_VISIBLE_DEVICES"), file=file)
-    is_first = count_evaluation(arch.id) == 1
+    is_first = count_evaluation(args.folder, arch.id) == 1
+    while args.hang == arch.id:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        time.sleep(1)
     time.sleep(args.seconds)
     if args.fail == "always" or (args.fail != "never" and is_first and int(arch.id, 16) % 4 == 0):
         if args.fail != "die":
@@ -92,9 +98,9 @@ def main() -> int:
     return 0
 
 
-def count_evaluation(identifier: str) -> int:
+def count_evaluation(folder: Path, identifier: str) -> int:
     """Write down that an evaluation begins; how many of this architecture did so far."""
-    with open("trials.log", "a+") as file:
+    with open(folder / "trials.log", "a+") as file:
         file.write(f"{identifier}\n")
         file.flush()
         file.seek(0)

@@ -216,3 +216,23 @@ def test_log_is_shown_once(capsys):
         assert len(logger.handlers) == 1
     finally:
         logger.handlers = before
+
+
+# --- one command at a time ----------------------------------------------------------------------
+
+
+def test_second_command_in_the_same_folder_is_refused(tmp_path):
+    first = RunFolder(tmp_path, SETTINGS)
+    with pytest.raises(ConfigError, match="another command writes this run now") as caught:
+        RunFolder(tmp_path, SETTINGS)
+    assert str(tmp_path) in str(caught.value) and "--run-dir" in str(caught.value)
+    RunFolder(tmp_path, SETTINGS, is_writer=False).close()  # a rank that writes nothing
+    first.close()
+    open_and_close(tmp_path)
+
+
+def test_foreign_folder_gets_no_lock(tmp_path):
+    (tmp_path / "mine.txt").write_text("important")
+    with pytest.raises(ConfigError):
+        RunFolder(tmp_path, SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

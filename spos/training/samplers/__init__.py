@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from spos.cost.table import Constraint, CostTable
+from spos.cost.table import Constraint, CostTable, parse_constraint_flags
 from spos.errors import ConfigError
-from spos.training.samplers.arguments import parse_path_ranges, parse_warmup
+from spos.training.samplers.arguments import parse_warmup
 from spos.training.samplers.constrained import ConstrainedSampler
 from spos.training.samplers.protocol import PathSampler
 from spos.training.samplers.strolling import StrollingSampler
@@ -84,6 +84,11 @@ def build_recorded_sampler(
     ):
         found = ", ".join(f"{key} {value!r}" for key, value in given.items())
         raise ConfigError(f"{source}: does not say how paths were sampled ({found})")
+    if "shrink" in config:
+        raise ConfigError(
+            f"{source}: the space was shrunk in training, so its cost table no longer says how "
+            "paths were sampled"
+        )
     images = given["num_train"] - given["held_out"]
     steps_per_epoch = max(1, images // given["batch_size"])
     sampler = build_sampler(
@@ -91,7 +96,7 @@ def build_recorded_sampler(
         table,
         seed=given["seed"],
         steps_per_epoch=steps_per_epoch,
-        ranges=parse_path_ranges(texts),
+        ranges=parse_constraint_flags(texts or (), flag="--path-range"),
         warmup=parse_warmup(given["channel_warmup"]),
     )
     return sampler, steps_per_epoch
