@@ -92,8 +92,10 @@ def _observe_outputs(
 
     def watch(name: str) -> Any:
         def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                shapes.setdefault(name, tuple(output.shape[1:]))
+            halves = output if isinstance(output, tuple) else (output,)  # of a ShuffleNet block
+            if all(isinstance(each, Tensor) for each in halves):
+                channels = sum(each.shape[1] for each in halves)
+                shapes.setdefault(name, (channels, *halves[0].shape[2:]))
 
         return record
 

@@ -95,11 +95,17 @@ def test_no_step_is_no_path(tmp_path):
 @pytest.mark.parametrize(
     "config",
     [{"sampler": "magic"}, {"sampler": None}, {"seed": "0"}, {"path_range": "x"},
-     {"path_range": [1, [2]]}, {"channel_warmup": 3}, {"batch_size": 0}, {"shrink": {}}],
+     {"path_range": [1, [2]]}, {"channel_warmup": 3}, {"batch_size": 0}],
 )  # fmt: skip
 def test_settings_that_do_not_say_how_paths_were_drawn_are_named(tmp_path, config):
     run = read_run(write_supernet(tmp_path / "run", **config))
     with pytest.raises(ConfigError, match="does not say how paths were sampled"):
+        sample_paths(run)
+
+
+def test_paths_of_a_space_that_was_shrunk_are_not_drawn_again(tmp_path):
+    run = read_run(write_supernet(tmp_path / "run", shrink={"target": 10}))
+    with pytest.raises(ConfigError, match="the space was shrunk in training"):
         sample_paths(run)
 
 
