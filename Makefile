@@ -13,12 +13,13 @@ RUNS ?= runs/demo
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dali-cuda130,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dali-cuda130,deploy,dev]'
 	touch $@
 
 # Supernet, search through NNI, training from scratch, and what came out. Repeat it to continue.
 demo: $(RUNS)/best.json
 	$(BIN)/python scratch.py --fixed-arc $(RUNS)/best.json --run-dir $(RUNS)/scratch
+	$(BIN)/python -m spos report $(RUNS) --output-dir $(RUNS)/report
 	$(BIN)/python -m spos summary --supernet $(RUNS)/supernet --scratch $(RUNS)/scratch \
 	  --experiments-dir $(RUNS)/search
 

@@ -12,6 +12,7 @@ import argparse
 import logging
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ from spos.errors import CheckpointError, run_main
 from spos.evaluation.build import build_evaluator
 from spos.evaluation.evaluator import Evaluator
 from spos.files import digest
+from spos.flag_values import not_negative, positive
 from spos.spaces import build_space, load_space_class
 from spos.supernet import Supernet
 from spos.training.flags import (
@@ -30,17 +32,17 @@ from spos.training.flags import (
     add_data_flags,
     add_recipe_flags,
     add_run_flags,
-    not_negative,
     parse_options,
-    parse_range,
-    positive,
 )
 from spos.training.inputs import Inputs, fit_recipe, open_inputs, open_split, split_id
 from spos.training.loop import Training
 from spos.training.parallel import process_group, rank, select_device
 from spos.training.recipe import Recipe
 from spos.training.run_folder import RunFolder, RunSettings, show_log
-from spos.training.samplers import SAMPLERS, UniformSampler, build_sampler
+from spos.training.samplers import SAMPLERS, build_sampler
+from spos.training.samplers.arguments import add_path_flags, parse_path_ranges, parse_warmup
+from spos.training.samplers.uniform import UniformSampler
+from spos.training.samplers.warmup import WarmedSampler
 
 VAL_SEED = 2**32  # of the paths that validation measures; apart from the seeds people choose
 
@@ -66,10 +68,7 @@ def parse_arguments() -> argparse.Namespace:
         "--sampler", choices=SAMPLERS, default="macs-uniform",
         help="of the path of each step (default: %(default)s)",
     )  # fmt: skip
-    group.add_argument(
-        "--macs-range", metavar="LOW:HIGH",
-        help="of macs-uniform (default: the paper's, or mean +- 3 deviations)",
-    )  # fmt: skip
+    add_path_flags(group)
     group.add_argument(
         "--weights", type=Path, metavar="FILE",
         help="begin with the weights of a supernet, ours or another system's; --epochs 0: as it is",
@@ -96,21 +95,22 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace, inputs: Inputs) -> None:
-    data_dir = inputs.data.train.root.parent
     per_class = args.held_out_per_class or inputs.preset.held_out_per_class
-    split = open_split(inputs.data, data_dir, per_class=per_class)
+    split = open_split(inputs.data, inputs.data.train.root.parent, per_class=per_class)
     training, _ = apply_split(inputs.data.train, split)
     recipe = fit_recipe(inputs.preset.supernet, args, RECIPE_FLAGS)
-    options = {
-        "image_size": inputs.image_size,
-        "num_classes": len(inputs.data.train.classes),
-        **parse_options(args.space_options),
-    }
+    options = space_options(args, inputs)
     start = read_start(args.weights, args.space, options) if args.weights else None
     options = dict(start.options) if start else options
     table = build_cost_table(args.space, options=options)
-    macs_range = parse_range(args.macs_range, flag="--macs-range")
-    sampler = build_sampler(args.sampler, table, seed=recipe.seed, macs_range=macs_range)
+    sampler = build_sampler(
+        args.sampler,
+        table,
+        seed=recipe.seed,
+        steps_per_epoch=inputs.count_steps(training, recipe),
+        ranges=parse_path_ranges(args.path_range),
+        warmup=parse_warmup(args.channel_warmup),
+    )
     calibration_images = args.calibration_images or inputs.preset.calibration_images
     config = {
         "space": args.space,
@@ -118,7 +118,8 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         "affine": start is not None and has_affine(start.network),
         "weights": digest(args.weights) if start else None,
         "sampler": args.sampler,
-        "macs_range": args.macs_range,
+        "path_range": args.path_range,
+        "channel_warmup": args.channel_warmup,
         "held_out": len(split.held_out),
         "split": split_id(split),
         "calibration_images": calibration_images,
@@ -126,15 +127,14 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         **inputs.config(),
         **vars(recipe),
     }
-    run = RunFolder(
-        args.run_dir,
-        RunSettings("supernet", config, inputs.runtime()),
-        is_writer=rank() == 0,
-    )
+    settings = RunSettings("supernet", config, inputs.runtime())
+    run = RunFolder(args.run_dir, settings, is_writer=rank() == 0)
     if run.is_writer:
         save_split(run.path / "split.json", split)
         table.save(run.path / "cost.json")
         describe(args.space, inputs, recipe, len(training), len(split.held_out))
+        if isinstance(sampler, WarmedSampler):
+            log.info("channel warm-up: %s", "; ".join(sampler.describe()))
 
     torch.manual_seed(recipe.seed)
     supernet = build_supernet(start, args.space, options)
@@ -154,6 +154,11 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     ).fit()
     run.close()
     log.info("done: %s; next: python -m spos search start", args.run_dir)
+
+
+def space_options(args: argparse.Namespace, inputs: Inputs) -> dict[str, Any]:
+    images = {"image_size": inputs.image_size, "num_classes": len(inputs.data.train.classes)}
+    return {**images, **parse_options(args.space_options)}
 
 
 def read_start(path: Path, space: str, options: dict) -> ConvertedWeights:

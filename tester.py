@@ -6,6 +6,8 @@
 
 Everything but the machine comes from the supernet's run folder, so that a trial measures just what
 its training prepared: the search space, the images, their preprocessing and the held-out split.
+Trials share one process that keeps all of it loaded (see `python -m spos evaluator`), so this
+script imports torch only where it evaluates itself.
 """
 
 import argparse
@@ -13,13 +15,17 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spos.cost.table import CostTable, find_violation, parse_constraint_flags
 from spos.errors import ConfigError, run_main
+from spos.evaluation.client import ask_evaluator
+from spos.evaluation.settings import add_evaluation_flags, read_evaluation_flags
 
 if TYPE_CHECKING:
+    from spos.evaluation.candidates import Candidates
     from spos.search.trial import Trial
 
 SEARCH_SPACE_VARIABLE = "NNI_GEN_SEARCH_SPACE"  # set by `nnictl ss_gen`: the file to write
@@ -31,23 +37,14 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/supernet"), metavar="DIR",
-                        help="run folder of supernet.py (default: %(default)s)")  # fmt: skip
     parser.add_argument(
         "--arch", type=Path, nargs="+", metavar="FILE", help="architectures to evaluate"
     )
-    parser.add_argument("--space", metavar="MODULE:CLASS",
-                        help="your own space, if the supernet was trained with one")  # fmt: skip
+    add_evaluation_flags(parser)
     parser.add_argument(
-        "--data-dir", "--imagenet-dir", type=Path, metavar="DIR",
-        help="where the images are now (default: where they were in training)",
-    )  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--workers", type=int, default=2, help="of the image loader")
-    parser.add_argument(
-        "--threads", type=int, default=max(1, (os.cpu_count() or 1) // 2),
-        help="of a CPU; part of the result's last bits, so the same for every candidate "
-        "(default: half of the cores, %(default)s here)",
+        "--idle-seconds", type=float, default=120.0, metavar="S",
+        help="trials: how long the evaluator that they share waits for the next one before it ends;"
+        " 0: each evaluates in its own process (default: %(default)g)",
     )  # fmt: skip
     parser.add_argument(
         "--constraint", action="append", default=[], metavar="METRIC=LOW:HIGH",
@@ -83,17 +80,17 @@ def write_search_space(args: argparse.Namespace, path: Path) -> None:
 
 
 def evaluate_files(args: argparse.Namespace) -> None:
-    """Evaluate the architectures in files and print their results."""
+    """Evaluate the architectures in files, in this process, and print their results."""
     if args.constraint:
         raise ConfigError("--constraint is for trials; --arch evaluates what it is given")
     from spos.convert.architectures import read_architecture
     from spos.evaluation.build import open_supernet_run
 
-    run = open_supernet_run(args.run_dir)
-    archs = [read_architecture(path, run.spec) for path in args.arch]
-    evaluator = build_evaluator(args, run)
+    spec = open_supernet_run(args.run_dir).spec
+    archs = [read_architecture(path, spec) for path in args.arch]
+    candidates = load_candidates(args)
     for path, arch in zip(args.arch, archs, strict=True):
-        result = evaluate(evaluator, run, arch.choices)
+        result = candidates.measure(arch.choices)
         if args.json:
             sys.stdout.write(json.dumps({**result, "arch": dict(arch.choices)}) + "\n")
             continue
@@ -104,29 +101,18 @@ def evaluate_files(args: argparse.Namespace) -> None:
 
 
 def run_trial(args: argparse.Namespace) -> None:
-    """Evaluate what NNI's tuner asks for, and report it."""
+    """Have evaluated what NNI's tuner asks for, and report it."""
     from spos.search.trial import start_trial
 
     trial = start_trial()
     try:
         if refuse(args, trial):
             return
-        from spos.evaluation.build import open_supernet_run
-        from spos.evaluation.results import load_result, save_result
-
-        run = open_supernet_run(args.run_dir)
-        arch = run.spec.architecture(trial.parameters, source="the parameters of this trial")
-        checkpoint = run.checkpoint()
-        result = load_result(run.path, checkpoint, arch)
-        if result is None:
-            result = evaluate(
-                build_evaluator(args, run), run, arch.choices, progress=trial.report_intermediate
-            )
-            save_result(run.path, checkpoint, arch, result)
+        result = score(args, trial.parameters, trial.report_intermediate)
     except Exception as problem:
         trial.report_failure(f"{type(problem).__name__}: {problem}")
         raise
-    trial.report_final({"default": result["top1"], **result, "arch": dict(arch.choices)})
+    trial.report_final({"default": result["top1"], **result, "arch": trial.parameters})
 
 
 def refuse(args: argparse.Namespace, trial: "Trial") -> bool:
@@ -141,35 +127,26 @@ def refuse(args: argparse.Namespace, trial: "Trial") -> bool:
     return violation is not None
 
 
-def build_evaluator(args, run):
-    """The evaluator of a supernet run on this machine."""
-    import torch
+def score(
+    args: argparse.Namespace, choices: dict[str, Any], progress: Callable[[float], None]
+) -> dict[str, float]:
+    """Held-out accuracy and costs of a candidate, from the evaluator if one can be had."""
+    settings = read_evaluation_flags(args)
+    if args.idle_seconds:
+        answer = ask_evaluator(settings, choices, idle_seconds=args.idle_seconds, progress=progress)
+        if answer is not None:
+            return answer
+        log.warning("no evaluator: this process evaluates")
+    return load_candidates(args).score(choices, progress=progress)
 
-    from spos.spaces import load_space_class
-    from spos.training.parallel import select_device
+
+def load_candidates(args: argparse.Namespace) -> "Candidates":
+    """Everything that evaluation needs, in this process."""
+    from spos.evaluation.candidates import Candidates
     from spos.training.run_folder import show_log
 
     show_log()
-    torch.set_num_threads(args.threads)
-    if args.space:
-        load_space_class(args.space, allow_import=True)
-    return run.evaluator(
-        run.checkpoint(), data_dir=args.data_dir, workers=args.workers,
-        device=select_device(args.device),
-    )  # fmt: skip
-
-
-def evaluate(evaluator, run, choices, *, progress=None) -> dict[str, float]:
-    """Held-out accuracy and costs of one architecture of a supernet run."""
-    from spos.evaluation.accuracy import check_finite
-
-    accuracy = check_finite(evaluator.evaluate(choices, progress=progress))
-    return {
-        "top1": accuracy.top1,
-        "top5": accuracy.top5,
-        "loss": accuracy.loss,
-        **run.table.costs(choices),
-    }
+    return Candidates(read_evaluation_flags(args))
 
 
 if __name__ == "__main__":

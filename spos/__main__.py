@@ -10,11 +10,16 @@ from spos.errors import run_main
 # command -> what it does; each has a module `spos.commands.<command>` with `configure(parser)`,
 # which adds its flags and sets the default `run`, a function of the parsed flags.
 COMMANDS = {
-    "bench": "how many queries each searcher needs on a table of trained networks",
+    "bench": "queries that each searcher needs on a table; latency of deployed networks",
     "convert": "turn architectures and weights of other systems into ours, and back",
     "cost": "what a network costs in any system's convention; cost tables and profiles",
     "data": "make the embedded data set, split a data set, find undecodable images",
+    "evaluator": "keep a supernet and its images loaded for the trials of a search",
+    "export": "a trained network as ONNX, int8, or a folder to hand over; checked on real images",
+    "predict": "the most probable classes of image files",
     "rank": "how well a supernet ranks architectures whose true accuracies are known",
+    "report": "one HTML page and PNGs of a supernet, its search and its winner",
+    "sample": "draw the paths of any sampler without training, and how they cover a box of costs",
     "search": "start an architecture search on NNI safely, show its best architectures",
     "summary": "what a supernet, its search and the training from scratch came to",
     "zoo": "list the published networks, which zoo:NAME stands for",

@@ -137,6 +137,11 @@ class Architecture:
         for name in ("options", "choices", "metrics", "extra"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that it can be copied and sent to a process, which a mapping proxy cannot."""
+        names = ("options", "choices", "metrics", "extra")
+        return Architecture, (self.space, *(dict(getattr(self, name)) for name in names))
+
     @cached_property
     def key(self) -> str:
         """Canonical text of what makes this architecture itself."""

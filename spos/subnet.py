@@ -20,11 +20,14 @@ from spos.architecture import Architecture, parse_architecture
 from spos.convert.architectures import read_architecture
 from spos.data.preprocessing import Preprocessing
 from spos.errors import CheckpointError, ConfigError
-from spos.files import open_atomic, parse_json
+from spos.files import open_atomic, parse_json, read_json
 from spos.spaces import build_subnet
 from spos.training.checkpoint import load_tensors, load_weights_into
 
 FORMAT = "spos-subnet-1"
+FOLDER_FORMAT = "spos-folder-1"
+FOLDER_CONFIG = "config.json"
+FOLDER_WEIGHTS = "model.safetensors"
 
 
 def save_subnet(
@@ -56,13 +59,15 @@ def load_subnet(arch: Architecture | Path | str, weights: Path | str | None = No
     """The network of an architecture, in evaluation mode.
 
     ``load_subnet("best.safetensors")`` is enough for a file that `scratch.py` wrote, since it holds
-    its architecture. The network has two more attributes: ``preprocessing``
-    (`spos.data.Preprocessing`) and ``classes`` (a tuple of names), both None if ``weights`` do
-    not say.
+    its architecture, and so is a folder of ``python -m spos export --hub-dir``. The network has
+    three more attributes: ``arch``, its `Architecture`, ``preprocessing``
+    (`spos.data.Preprocessing`) and ``classes`` (a tuple of names); the last two are None if
+    ``weights`` do not say.
 
     Args:
         arch: an architecture, a file of one in any format that `read_architecture` reads, a
-            published network (``"zoo:megvii"``), or a weight file that holds its own.
+            published network (``"zoo:megvii"``), a weight file that holds its own, or a folder
+            that was exported.
         weights: a ``.safetensors`` file, or a state dict saved by torch. None with an
             architecture gives a network with random weights.
 
@@ -73,18 +78,20 @@ def load_subnet(arch: Architecture | Path | str, weights: Path | str | None = No
     if isinstance(arch, (str, Path)):
         if str(arch).endswith(".safetensors"):
             weights, arch = arch, _read_architecture(Path(arch))
+        elif Path(arch).is_dir():
+            return _load_folder(Path(arch))
         else:
             arch = read_architecture(arch)
     network: Any = build_subnet(arch, affine=True)
-    network.preprocessing = network.classes = None
+    network.arch, network.preprocessing, network.classes = arch, None, None
     if weights is None:
         return network.eval()
     if str(weights).endswith(".safetensors"):
         metadata, tensors = read_subnet_file(Path(weights))
         if "preprocessing" in metadata:
-            network.preprocessing = _read_preprocessing(metadata["preprocessing"], weights)
+            network.preprocessing = read_preprocessing(metadata["preprocessing"], weights)
         if "classes" in metadata:
-            network.classes = _read_classes(metadata["classes"], weights)
+            network.classes = read_classes(metadata["classes"], weights)
     else:
         tensors = load_tensors(weights)
         if isinstance(tensors, dict) and isinstance(tensors.get("network"), dict):
@@ -102,14 +109,47 @@ def _read_architecture(path: Path) -> Architecture:
     return parse_architecture(metadata["architecture"], source=f"{path}, its architecture")
 
 
-def _read_preprocessing(name: str, path: Path | str) -> Preprocessing:
+def _load_folder(folder: Path) -> nn.Module:
+    """The network of a folder; what its config.json says holds, and the weights must fit it."""
+    path = folder / FOLDER_CONFIG
+    config = read_json(path, error=CheckpointError)
+    if not isinstance(config, dict) or config.get("format") != FOLDER_FORMAT:
+        raise CheckpointError(
+            f'{path}: is not the description of an exported network ("format" must be '
+            f"{FOLDER_FORMAT!r}); make the folder by `python -m spos export --hub-dir`"
+        )
+    arch = parse_architecture(
+        json.dumps(config.get("architecture")), source=f"{path}, its architecture"
+    )
+    network: Any = load_subnet(arch, folder / FOLDER_WEIGHTS)
+    network.preprocessing = read_preprocessing(config.get("preprocessing"), path)
+    network.classes = None
+    if config.get("classes") is not None:
+        network.classes = read_classes(json.dumps(config["classes"]), path)
+    return network
+
+
+def read_preprocessing(value: Any, path: Path | str) -> Preprocessing:
+    """The preprocessing of this name, or of a description with this name (`describe`).
+
+    Raises:
+        CheckpointError: naming ``path`` if it is neither.
+    """
+    name = value.get("name") if isinstance(value, dict) else value
+    if not isinstance(name, str):
+        raise CheckpointError(f"{path}: does not say which preprocessing its images need")
     try:
         return Preprocessing(name)
     except ConfigError as problem:
         raise CheckpointError(f"{path}: {problem}") from None
 
 
-def _read_classes(text: str, path: Path | str) -> tuple[str, ...]:
+def read_classes(text: str, path: Path | str) -> tuple[str, ...]:
+    """Names of classes out of their JSON.
+
+    Raises:
+        CheckpointError: naming ``path`` if it is not a list of names.
+    """
     names = parse_json(text, source=f"{path}, its classes", error=CheckpointError)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{path}: its classes are not a list of names")

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import no_network  # noqa: F401  for its effect, on every test
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent

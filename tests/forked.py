@@ -27,6 +27,7 @@ _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
     [
         "pytest",
+        "no_network",
         "spos.commands.data",
         "spos.cost.counting",
         "spos.evaluation.build",

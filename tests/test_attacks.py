@@ -3,6 +3,7 @@
 A new reader of files is one line in `READERS`; a new kind of attack is one class in `ATTACKS`.
 """
 
+import html
 import io
 import json
 import os
@@ -21,11 +22,13 @@ import torch
 import yaml
 
 from spos.architecture import Architecture, SearchSpec, load_architecture
+from spos.commands.search_run import read_arguments
 from spos.convert.architectures import read_architecture
 from spos.convert.weights import read_weights
 from spos.cost.table import CostTable
 from spos.data.decode import BadImage, load_rgb
 from spos.data.split import load_split
+from spos.deploy.networks import open_network
 from spos.errors import (
     ArchitectureError,
     CheckpointError,
@@ -35,13 +38,16 @@ from spos.errors import (
     SearchError,
     SposError,
 )
-from spos.files import digest, read_journal, write_json
+from spos.files import append_journal, digest, read_journal, write_json
+from spos.report.report import build_page
+from spos.report.sources import collect
+from spos.search.benchmark import load_macro_table
 from spos.search.experiment import Changes, prepare_experiment
 from spos.search.results import read_entries
 from spos.spaces import build_subnet, space_spec
 from spos.subnet import load_subnet
 from spos.training.checkpoint import latest_checkpoint, load_checkpoint, load_tensors
-from spos.training.run_folder import read_settings
+from spos.training.run_folder import RunSettings, read_settings, write_settings
 
 SPEC = SearchSpec("wide", {}, {"layer_1": ("k3", "k5")})
 ARCH = Architecture(
@@ -176,6 +182,8 @@ READERS = {
     "experiment": Reader(
         "config.yml", lambda path: prepare_experiment(path, Changes()), ConfigError
     ),
+    "experiment without NNI": Reader("config.yml", read_arguments, ConfigError),
+    "NAS-Bench-Macro": Reader("nas-bench-macro.json", load_macro_table, ConfigError),
     "run settings": Reader("args.json", lambda path: read_settings(path.parent), ConfigError),
     "split": Reader("split.json", load_split, DataError),
     "image": Reader("image.jpg", read_image, DataError),
@@ -184,6 +192,10 @@ READERS = {
     "weights of any system": Reader("best.pth.tar", read_weights, CheckpointError),
     "weights of MXNet": Reader("best.params", read_weights, CheckpointError),
     "subnet": Reader("best.safetensors", load_subnet, CheckpointError),
+    "exported folder": Reader(
+        "config.json", lambda path: load_subnet(path.parent), CheckpointError
+    ),
+    "ONNX model": Reader("net.onnx", open_network, CheckpointError),
     "subnet's weights": Reader(
         "weights.pth", lambda path: load_subnet(ARCH, path), CheckpointError
     ),
@@ -214,6 +226,30 @@ def test_refused_weights_say_what_they_wanted_to_run(tmp_path, name):
     with pytest.raises(CheckpointError, match=r"blocked: .*mkdir\); save its state_dict alone"):
         READERS[name].read(path)
     assert not (tmp_path / "marker").exists()
+
+
+REPORTED = (
+    "supernet/args.json",
+    "supernet/metrics.jsonl",
+    "supernet/cost.json",
+    "search/log/search.jsonl",
+    "search/checkpoint/search.json",
+)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("name", REPORTED)
+def test_report_names_the_file_and_runs_nothing(tmp_path, name, attack):
+    marker, runs = tmp_path / "marker", tmp_path / "runs"
+    for each in REPORTED:
+        (runs / each).parent.mkdir(parents=True, exist_ok=True)
+    config = {"sampler": "uniform", "seed": 0, "macs_range": None}
+    write_settings(runs / "supernet", RunSettings("supernet", config, {}))
+    append_journal(runs / "supernet" / "metrics.jsonl", {"step": 1, "train/loss": 1.0})
+    (runs / name).write_bytes(ATTACKS[attack][0](marker) + b"\n")
+    page, _ = build_page(collect([str(runs)]))
+    assert str(runs / name) in html.unescape(page)
+    assert not marker.exists()
 
 
 # --- damaged weights -------------------------------------------------------------------------

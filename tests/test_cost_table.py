@@ -388,3 +388,42 @@ def test_reachable_bounds_pass(low, high):
 def test_constraint_on_an_unknown_metric_is_refused():
     with pytest.raises(ConstraintError, match="no metric 'joules'"):
         Constraint("joules", high=1).check_reachable(TABLE)
+
+
+# --- parts and sums --------------------------------------------------------------------------
+
+
+def every_choices(table):
+    for candidates in itertools.product(*table.spec.choices.values()):
+        yield dict(zip(table.spec.choices, candidates, strict=True))
+
+
+@pytest.mark.parametrize(
+    "fixed", [{}, {"channel_1": 24}, {"layer_1": "k5", "layer_2": "k7"}, {"layer_1": "k3"}]
+)
+def test_part_of_a_table_holds_the_costs_of_its_architectures(fixed):
+    part = TABLE.restrict({label: (each,) for label, each in fixed.items()})
+    kept = [each for each in every_choices(TABLE) if fixed.items() <= each.items()]
+    assert list(every_choices(part)) == kept
+    assert [part.costs(each) for each in kept] == [TABLE.costs(each) for each in kept]
+    macs = [TABLE.cost(each) for each in kept]
+    assert part.bounds("macs") == (min(macs), max(macs))
+
+
+@pytest.mark.parametrize("fixed", [{"layer_9": "k3"}, {"layer_1": "k9"}, {"channel_1": True}])
+def test_part_of_unknown_choices_is_refused(fixed):
+    with pytest.raises(ConstraintError, match="is no part of the candidates"):
+        TABLE.restrict({label: (each,) for label, each in fixed.items()})
+
+
+def test_sum_of_metrics_is_a_metric():
+    table = TABLE.with_sum("both", {"macs": 0.5, "latency_ms": 100})
+    for choices in every_choices(table):
+        expected = 0.5 * table.cost(choices) + 100 * table.cost(choices, "latency_ms")
+        assert table.cost(choices, "both") == pytest.approx(expected, rel=1e-12)
+    assert table.metrics == ("macs", "latency_ms", "both")
+    assert TABLE.metrics == ("macs", "latency_ms")
+    with pytest.raises(ConstraintError, match="watts"):
+        TABLE.with_sum("both", {"watts": 1})
+    with pytest.raises(ConstraintError, match="macs"):
+        TABLE.with_sum("macs", {"macs": 1})

@@ -19,9 +19,12 @@ SCRIPTS = ("supernet.py", "tester.py", "scratch.py")
 LAYERS = {
     "spos.errors": 0,
     "spos.files": 0,
+    "spos.flag_values": 0,
     "spos.architecture": 1,
     "spos.cost.table": 2,
     "spos.cost.axis": 2,
+    "spos.cost.grid": 2,
+    "spos.cost.scores": 2,
     "spos.data": 2,
     "spos.search": 3,
     "spos.spaces": 3,

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,17 @@ def test_version_of_the_change_log_is_the_version_of_the_package():
 def test_type_hints_are_shipped():
     assert (ROOT / "spos" / "py.typed").exists()
     assert "py.typed" in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda sock: sock.connect(("192.0.2.1", 9)),
+        lambda _: socket.getaddrinfo("example.invalid", 9),
+        lambda sock: sock.bind(("0.0.0.0", 0)),
+        lambda sock: sock.bind(("", 0)),
+    ],
+)
+def test_tests_cannot_use_a_network(use):
+    with socket.socket() as sock, pytest.raises(RuntimeError, match="loopback only"):
+        use(sock)

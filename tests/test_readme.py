@@ -35,7 +35,7 @@ def flags_of(*program):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", done.stdout))
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", done.stdout))
 
 
 def test_layout_names_files_that_exist():

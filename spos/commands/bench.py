@@ -1,6 +1,6 @@
-"""`python -m spos bench nasbench-macro`: how many queries each searcher needs on a known table.
+"""`python -m spos bench`: queries that each searcher needs on a known table; latency of networks.
 
-Imports the search side, and matplotlib for a plot; never torch.
+Imports the search side, `spos.commands.bench_model`, and matplotlib for a plot; never torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from spos.commands import bench_model
 from spos.errors import ConfigError
 from spos.search.arguments import METHODS, build_method
 from spos.search.benchmark import (
@@ -27,6 +28,7 @@ from spos.search.benchmark import (
     summarize,
 )
 
+SEARCHERS = [name for name in METHODS if name != "two_stage"]  # it has no channels
 DEFAULT_TABLE = Path("data/nas-bench-macro_cifar10.json")
 
 
@@ -45,10 +47,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     macro.add_argument(
         "--searcher",
         nargs="+",
-        choices=METHODS,
-        default=list(METHODS),
+        choices=SEARCHERS,
+        default=SEARCHERS,
         metavar="NAME",
-        help=f"any of {', '.join(METHODS)} (all)",
+        help=f"any of {', '.join(SEARCHERS)} (all)",
     )
     macro.add_argument("--seeds", type=int, default=200, help="searches of each (200)")
     macro.add_argument("--queries", type=int, default=1000, help="of each search (1000)")
@@ -67,6 +69,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     macro.add_argument("--json", action="store_true", help="print one JSON object")
     macro.add_argument("--plot", type=Path, metavar="FILE", help="draw medians and quartiles")
     macro.set_defaults(run=run)
+    summary = "median and 95th percentile of a batch: PyTorch, ONNX Runtime, int8, side by side"
+    bench_model.configure(benchmarks.add_parser("model", help=summary, description=summary))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -173,7 +173,7 @@ def _save(table: Any, path: Path) -> None:
 def _count(operations: list[Operation], convention: str) -> tuple[dict[str, Any], str]:
     """Per layer and total, as JSON and as text."""
     from spos.cost.conventions import count
-    from spos.cost.micronet import readme_score, search_score
+    from spos.cost.scores import readme_score, search_score
 
     counted = count(operations, convention)
     unit = "macs" if convention == "macs" else "flops"

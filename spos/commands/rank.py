@@ -1,6 +1,6 @@
 """`python -m spos rank`: how well a trained supernet ranks architectures of known accuracy.
 
-Imports the search side and `spos.commands.search_run`; torch and matplotlib when it runs.
+Imports the search side and `spos.evaluation.settings`; torch and matplotlib when it runs.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from spos.commands.search_run import add_evaluation_flags, build_evaluation
 from spos.errors import ConfigError
+from spos.evaluation.settings import add_evaluation_flags, read_evaluation_flags
 from spos.search.ranking import Agreement, draw_architectures, measure_agreement, read_truth
 
 
@@ -43,15 +43,16 @@ def run(args: argparse.Namespace) -> int:
     Results are kept in the run folder, so that a command repeated after a kill goes on.
     """
     from spos.evaluation.build import open_supernet_run
+    from spos.evaluation.candidates import Candidates
 
     if args.count < 1:
         raise ConfigError(f"--count {args.count}: expected at least 1")
     truth = read_truth(args.truth, open_supernet_run(args.run_dir).spec)
     archs = draw_architectures(truth, count=args.count, seed=args.seed)
-    evaluate = build_evaluation(args)
+    candidates = Candidates(read_evaluation_flags(args))
     scores = []
     for number, arch in enumerate(archs, start=1):
-        scores.append(evaluate(arch.choices)["top1"])
+        scores.append(candidates.score(arch.choices)["top1"])
         sys.stderr.write(f"\r{number}/{len(archs)} architectures")
     sys.stderr.write("\n")
     accuracies = [truth[arch] for arch in archs]

@@ -199,6 +199,8 @@ def _print_result(
     print(f"{_title(experiment_id, log)}: {len(ranking)} candidates evaluated, {failed} failed")
     if not ranking:
         return
+    if ranking[0].objective != "default":
+        print(f"score: {ranking[0].objective}")
     print(f"{'rank':>4}  {_HEADER}")
     for rank, each in enumerate(ranking[:num_listed], start=1):
         print(f"{rank:4}  {_columns(each)}")

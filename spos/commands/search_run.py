@@ -1,14 +1,13 @@
 """`python -m spos search run`: an architecture search without NNI's server.
 
-Imports the search side; `spos.evaluation` and torch when it evaluates, which is in a process of its
-own where a candidate's time is limited.
+Imports the search side and `spos.evaluation.settings`; torch when it evaluates, which is in a
+process of its own where a candidate's time is limited.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -19,8 +18,15 @@ import yaml
 
 from spos.architecture import Choices
 from spos.errors import ConfigError
+from spos.evaluation.settings import add_evaluation_flags, read_evaluation_flags
 from spos.files import read_bytes
-from spos.search.arguments import ExperimentPaths, build_search
+from spos.search.arguments import (
+    TUNERS,
+    ExperimentPaths,
+    build_search,
+    change_arguments,
+    complete_arguments,
+)
 from spos.search.limited import LimitedEvaluation, serve
 from spos.search.local import run_search
 from spos.search.record import SearchRecord
@@ -29,8 +35,7 @@ from spos.search.watch import StatusLine, describe_progress
 
 MAX_CONFIG_BYTES = 2**20
 TIME_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-EVALUATION_FLAGS = ("run_dir", "data_dir", "device", "workers", "threads", "space")
-TUNERS = ("spos.search.tuner.SearchTuner", "spos.search.tuner.EvolutionTuner")
+TUNERS_MODULE = "spos.search.tuner"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,23 +49,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of `build_evaluation`."""
-    parser.add_argument(
-        "--run-dir", type=Path, default=Path("runs/supernet"), help="of supernet.py (%(default)s)"
-    )
-    parser.add_argument("--data-dir", type=Path, help="where the images are now, if they moved")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--workers", type=int, default=2, help="of the image loader (2)")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=max(1, (os.cpu_count() or 1) // 2),
-        help="of a CPU, as tester.py's (%(default)s)",
-    )
-    parser.add_argument("--space", metavar="MODULE:CLASS", help="your own space, if it is one")
-
-
 def run_locally(args: argparse.Namespace, class_args: dict[str, Any]) -> SearchRecord:
     """Search as the configuration's tuner would, one candidate at a time.
 
@@ -72,8 +60,7 @@ def run_locally(args: argparse.Namespace, class_args: dict[str, Any]) -> SearchR
         SposError: if a setting is wrong, the supernet is not there or the search cannot go on.
     """
     arguments = {
-        **read_arguments(args.config),
-        **class_args,
+        **change_arguments(read_arguments(args.config), class_args),
         "cost_table": str((args.run_dir / "cost.json").resolve()),
     }
     search = build_search(ExperimentPaths(Path.cwd()), **arguments)
@@ -91,7 +78,7 @@ def run_locally(args: argparse.Namespace, class_args: dict[str, Any]) -> SearchR
 
 
 def read_arguments(path: Path) -> dict[str, Any]:
-    """The ``classArgs`` of an experiment's configuration.
+    """The arguments of `SearchTuner` in an experiment's configuration.
 
     Raises:
         ConfigError: if the file cannot be read or names another tuner than ours.
@@ -100,16 +87,25 @@ def read_arguments(path: Path) -> dict[str, Any]:
     try:
         tuner = yaml.safe_load(text)["tuner"]
         name, arguments = tuner["className"], tuner.get("classArgs") or {}
+        module, _, short_name = name.rpartition(".")
+        code = path.parent / tuner.get("codeDirectory", ".")
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as problem:
         raise ConfigError(
             f"{path}: has no tuner.className and classArgs ({type(problem).__name__}: "
             f"{' '.join(str(problem).split())})"
         ) from None
-    if name not in TUNERS or not isinstance(arguments, dict):
+    is_object = isinstance(arguments, dict) and all(isinstance(key, str) for key in arguments)
+    if module != TUNERS_MODULE or short_name not in TUNERS or not is_object:
         raise ConfigError(
-            f"{path}: tuner.className is {name!r}; without NNI only {TUNERS[0]} runs, with an "
-            "object of classArgs"
+            f"{path}: tuner.className is {name!r}; without NNI only {', '.join(TUNERS)} of "
+            f"{TUNERS_MODULE} run, with an object of classArgs"
         )
+    try:
+        arguments = complete_arguments(short_name, arguments)
+    except ConfigError as problem:
+        raise ConfigError(f"{path}: tuner.classArgs: {problem}") from None
+    if isinstance(arguments.get("fixed_arc"), str):  # relative to codeDirectory, as under NNI
+        arguments["fixed_arc"] = str((code / arguments["fixed_arc"]).resolve())
     return arguments
 
 
@@ -142,9 +138,7 @@ def open_evaluation(args: argparse.Namespace) -> Iterator[Callable[[Choices], An
     if seconds is None:
         yield build_evaluation(args)
         return
-    given = {name: getattr(args, name) for name in EVALUATION_FLAGS}
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()
-             if value is not None]  # fmt: skip
+    flags = read_evaluation_flags(args).flags()
     command = [sys.executable, "-m", "spos.commands.search_run", *flags]
     with LimitedEvaluation(command, seconds=seconds) as evaluate:
         evaluate.start()
@@ -152,35 +146,13 @@ def open_evaluation(args: argparse.Namespace) -> Iterator[Callable[[Choices], An
 
 
 def build_evaluation(args: argparse.Namespace) -> Callable[[Choices], dict[str, Any]]:
-    """What tester.py does for one candidate, with everything loaded once."""
-    import torch
+    """What a trial's evaluator does for one candidate, in this process."""
+    from spos.evaluation.candidates import Candidates
 
-    from spos.evaluation.accuracy import check_finite
-    from spos.evaluation.build import open_supernet_run
-    from spos.evaluation.results import load_result, save_result
-    from spos.spaces import load_space_class
-    from spos.training.parallel import select_device
-
-    torch.set_num_threads(args.threads)
-    if args.space:
-        load_space_class(args.space, allow_import=True)
-    run = open_supernet_run(args.run_dir)
-    checkpoint = run.checkpoint()
-    evaluator = run.evaluator(
-        checkpoint,
-        data_dir=args.data_dir,
-        workers=args.workers,
-        device=select_device(args.device),
-    )
+    candidates = Candidates(read_evaluation_flags(args))
 
     def evaluate(choices: Choices) -> dict[str, Any]:
-        arch = run.spec.architecture(choices)
-        result = load_result(run.path, checkpoint, arch)
-        if result is None:
-            accuracy = check_finite(evaluator.evaluate(arch.choices))
-            measured = {"top1": accuracy.top1, "top5": accuracy.top5, "loss": accuracy.loss}
-            result = {**measured, **run.table.costs(arch.choices)}
-            save_result(run.path, checkpoint, arch, result)
+        result = candidates.score(choices)
         return {"default": result["top1"], **result}
 
     return evaluate

@@ -1,4 +1,4 @@
-"""The MicroNet Challenge's way of counting, and the three scores that CanyonWind divides sizes by.
+"""The MicroNet Challenge's way of counting, and its score.
 
 Imports `spos.cost.operations` and `spos.errors`.
 """
@@ -16,9 +16,6 @@ BITS = (32, 16, 8)
 # MobileNetV2 1.4, the challenge's baseline: parameters and operations (twice the multiply-adds).
 MICRONET_PARAMS = 6.9e6
 MICRONET_OPERATIONS = 1170e6
-# The single-path network that CanyonWind's own tables and search compare with.
-REFERENCE_FLOPS = 328e6
-REFERENCE_PARAMS = 3.4e6
 
 
 @dataclass(frozen=True)
@@ -143,24 +140,3 @@ def _cost(each: Operation, clip_mults: int) -> MicroCost:
         f"the convention 'micronet' has no rule for the layer {each.name} ({kind}); count with "
         "'macs'"
     )
-
-
-def readme_score(flops: float, params: float) -> float:
-    """CanyonWind's tables: size against the paper's network, 2 for that; less is better.
-
-    Args:
-        flops: in the convention ``canyonwind``.
-        params: parameters.
-    """
-    return flops / REFERENCE_FLOPS + params / REFERENCE_PARAMS
-
-
-def search_score(
-    flops: float,
-    params: float,
-    *,
-    reference_flops: float = REFERENCE_FLOPS,
-    reference_params: float = REFERENCE_PARAMS,
-) -> float:
-    """CanyonWind's search: the mean of both ratios, at most 1 for a candidate it accepts."""
-    return 0.5 * (flops / reference_flops + params / reference_params)

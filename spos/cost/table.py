@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spos.architecture import Choices, SearchSpec
+from spos.architecture import Candidate, Choices, SearchSpec
 from spos.errors import ConstraintError, SposError
 from spos.files import read_json, write_json
 
@@ -51,6 +51,7 @@ class CostTable:
         self.fixed = dict(fixed)
         self.terms = tuple(terms)
         self.metrics = tuple(self.fixed)
+        self.sums: dict[str, dict[str, float]] = {}  # of metrics that `with_sum` added: weights
         labels = [label for term in self.terms for label in term.labels]
         self.is_separable = len(labels) == len(set(labels))
         self._rows = {metric: [self._row(term, metric) for term in terms] for metric in fixed}
@@ -79,6 +80,50 @@ class CostTable:
         columns = [term.costs[self._known(metric)] for term in self.terms]
         fixed = self.fixed[metric]
         return fixed + sum(map(min, columns)), fixed + sum(map(max, columns))
+
+    def restrict(self, choices: Mapping[str, Sequence[Candidate]]) -> CostTable:
+        """The table of a part of the space.
+
+        Args:
+            choices: label -> the candidates that are left, at least one; a label that is not named
+                keeps all.
+
+        Raises:
+            ConstraintError: if a label or a candidate is not of this table, or a label has none.
+        """
+        for label, left in choices.items():
+            if (
+                label not in self.spec.choices
+                or not left
+                or set(left) - set(self.spec.choices[label])
+            ):
+                raise ConstraintError(
+                    f"{label}: {list(left)} is no part of the candidates of {self.spec.space!r}"
+                )
+        part = {
+            label: tuple(each for each in known if each in choices.get(label, known))
+            for label, known in self.spec.choices.items()
+        }
+        terms = [_restrict(term, self.spec, part) for term in self.terms]
+        return CostTable(SearchSpec(self.spec.space, self.spec.options, part), self.fixed, terms)
+
+    def with_sum(self, metric: str, weights: Mapping[str, float]) -> CostTable:
+        """The table with a further metric: the weighted sum of some that it has.
+
+        Raises:
+            ConstraintError: if it has the new metric, or lacks one of the others.
+        """
+        if metric in self.fixed:
+            raise ConstraintError(f"the cost table of {self.spec.space!r} has {metric!r} already")
+        fixed = sum(weight * self.fixed[self._known(name)] for name, weight in weights.items())
+        terms = []
+        for term in self.terms:
+            columns = [[weight * cost for cost in term.costs[n]] for n, weight in weights.items()]
+            sums = tuple(map(sum, zip(*columns, strict=True)))
+            terms.append(Term(term.labels, {**term.costs, metric: sums}))
+        table = CostTable(self.spec, {**self.fixed, metric: fixed}, terms)
+        table.sums = {**self.sums, metric: dict(weights)}
+        return table
 
     def save(self, path: Path | str) -> None:
         """Write the table as JSON, atomically."""
@@ -241,6 +286,17 @@ def find_violation(
     return None
 
 
+def write_constraints(constraints: Sequence[Constraint]) -> dict[str, list[float | None]]:
+    """Constraints as JSON that `parse_constraints` reads; an absent bound is null."""
+    return {
+        each.metric: [
+            each.low if each.low > -math.inf else None,
+            each.high if each.high < math.inf else None,
+        ]
+        for each in constraints
+    }
+
+
 def _spec(space: Any, options: Any, choices: Mapping[str, Any]) -> SearchSpec:
     if not isinstance(space, str) or not isinstance(options, dict):
         raise TypeError(f"the space is {space!r} and its options are {options!r}")
@@ -268,3 +324,13 @@ def _term(entry: Mapping[str, Any], spec: SearchSpec, fixed: Mapping[str, float]
     if any(len(column) != size for column in costs.values()):
         raise ValueError(f"the term of {labels} does not have {size} costs")
     return Term(labels, costs)
+
+
+def _restrict(term: Term, spec: SearchSpec, part: Mapping[str, Sequence[Candidate]]) -> Term:
+    """The term's numbers for the combinations of the candidates that are left."""
+    kept = [
+        all(each in part[label] for label, each in zip(term.labels, key, strict=True))
+        for key in itertools.product(*(spec.choices[label] for label in term.labels))
+    ]
+    columns = {m: tuple(itertools.compress(column, kept)) for m, column in term.costs.items()}
+    return Term(term.labels, columns)

@@ -61,6 +61,21 @@ def random_permutation(
     return np.argsort(words, kind="stable")
 
 
+def counter_generator(seed: int, step: int, *, stream: int = 0) -> np.random.Generator:
+    """A generator for a training step, a function of its arguments alone.
+
+    Args:
+        seed: any integer; the same modulo 2**64 is the same.
+        step: 0 to 2**64 - 1.
+        stream: of one seed; none but 0 shares words with `random_words`, and 0 only in steps 1 to 4
+            (with the orders and splits of epoch 0, to which paths have no relation).
+    """
+    key = np.array([seed % 2**64, stream], np.uint64)
+    return np.random.Generator(
+        np.random.Philox(key=key, counter=np.array([0, 0, 0, step], np.uint64))
+    )
+
+
 def check_seed(seed: int) -> None:
     """Refuse a seed that is not an integer from 0 to 2**64 - 1 with a `ConfigError`."""
     if type(seed) is not int or not 0 <= seed < 2**64:

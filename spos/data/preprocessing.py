@@ -1,19 +1,20 @@
 """From uint8 batches to what a network is fed, on the device where the batch is.
 
-Imports only torch, `spos.errors` and the names of the resize rules.
+Imports only torch, `spos.errors` and the rules of evaluation views.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from spos.data.augmentation import RESIZE_RULES
+from spos.data.augmentation import RESIZE_RULES, ViewRule, draw_view
 from spos.errors import ConfigError
 
-_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, 0..1
-_STD = (0.229, 0.224, 0.225)
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, 0..1
+STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,30 @@ class Preprocessing:
         pixels = images.to(dtype=torch.float32, memory_format=memory_format)
         return pixels.mul_(scale).add_(offset).to(dtype)
 
+    def describe(self, image_size: int) -> dict[str, Any]:
+        """All of it as JSON, from a decoded image to the network's input, for other programs.
+
+        Only ``name`` is ever read back; the rest says what the name stands for.
+        """
+        rule = ViewRule("none", self.name, image_size, 0)
+        shorter_side, _ = draw_view(rule, epoch=0, index=0, width=1, height=1).resized
+        is_standard = self.name == "standard"
+        return {
+            "name": self.name,
+            "image_size": image_size,
+            "resize_shorter_side": shorter_side,
+            "interpolation": "bilinear, antialiased" if rule.antialias else "bilinear",
+            "crop": "centre",
+            "layout": "NCHW, float32",
+            "channels": "RGB" if is_standard else "BGR",
+            "scale": 1 / 255 if is_standard else 1.0,
+            "mean": list(MEAN) if is_standard else [0.0, 0.0, 0.0],
+            "std": list(STD) if is_standard else [1.0, 1.0, 1.0],
+        }
+
 
 def _normalisation(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and offset, each (3, 1, 1), equal to dividing by 255 and standardising."""
-    mean = torch.tensor(_MEAN, dtype=torch.float64).view(3, 1, 1)
-    std = torch.tensor(_STD, dtype=torch.float64).view(3, 1, 1)
+    mean = torch.tensor(MEAN, dtype=torch.float64).view(3, 1, 1)
+    std = torch.tensor(STD, dtype=torch.float64).view(3, 1, 1)
     return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)

@@ -14,7 +14,7 @@ from spos.architecture import SearchSpec
 from spos.cost.table import CostTable
 from spos.data.split import Split, apply_split, balanced_subset, load_split
 from spos.errors import CheckpointError
-from spos.evaluation.evaluator import Evaluator, ImageBatches
+from spos.evaluation.evaluator import Evaluator, ImageBatches, Room, find_room
 from spos.spaces import build_space
 from spos.supernet import Supernet
 from spos.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights_into
@@ -29,9 +29,14 @@ CALIBRATION_SEED = 0
 
 
 def build_evaluator(
-    supernet: Supernet, inputs: Inputs, split: Split, *, calibration_images: int
+    supernet: Supernet,
+    inputs: Inputs,
+    split: Split,
+    *,
+    calibration_images: int,
+    room: Room = Room(),  # noqa: B008  (it is frozen)
 ) -> Evaluator:
-    """The evaluator of ``supernet`` on the images of its run."""
+    """The evaluator of ``supernet`` on the images of its run, which are kept as far as ``room``."""
     training, held_out = apply_split(inputs.data.train, split)
     count = min(calibration_images, len(training))
     calibration = balanced_subset(training, count=count, seed=CALIBRATION_SEED)
@@ -40,10 +45,17 @@ def build_evaluator(
             inputs.evaluation_loader(images, batch_size),
             preprocessing=inputs.preprocessing,
             device=inputs.device,
+            room=room,
         )
         for images, batch_size in ((calibration, CALIBRATION_BATCH), (held_out, VALIDATION_BATCH))
     ]
-    return Evaluator(supernet, calibration=batches[0], validation=batches[1], device=inputs.device)
+    return Evaluator(
+        supernet,
+        calibration=batches[0],
+        validation=batches[1],
+        device=inputs.device,
+        path_bytes=room.path,
+    )
 
 
 @dataclass(frozen=True)
@@ -99,7 +111,11 @@ class TrainedSupernet:
         inputs = reopen_inputs(dict(config), data_dir, workers=workers, device=device)
         split = load_split(self.path / "split.json")
         return build_evaluator(
-            supernet, inputs, split, calibration_images=config["calibration_images"]
+            supernet,
+            inputs,
+            split,
+            calibration_images=config["calibration_images"],
+            room=find_room(device),
         )
 
 

@@ -1,6 +1,6 @@
 """From the tuner's arguments in an experiment's configuration to the search they describe.
 
-Imports `spos.cost`, `spos.errors` and the searcher; never torch.
+Imports `spos.architecture`, `spos.cost`, `spos.errors` and the searchers; never torch.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spos.cost.table import CostTable, parse_constraints
-from spos.errors import ConfigError, ConstraintError
+from spos.architecture import Candidate, SearchSpec, load_architecture
+from spos.cost.scores import search_score_weights
+from spos.cost.table import CostTable, parse_constraints, parse_quantity
+from spos.errors import ArchitectureError, ConfigError
 from spos.search.aging import AgingEvolution
 from spos.search.evolution import Evolution
 from spos.search.feasible import FeasibleSpace
+from spos.search.objective import parse_objective
 from spos.search.pareto import ParetoEvolution
 from spos.search.predictor import PredictorSearch
 from spos.search.random_search import RandomSearch
 from spos.search.searcher import Method, Search
+from spos.search.two_stage import CHANNELS, TwoStage, check_patterns, match_labels
 
 COST_TABLE = "cost.json"  # beside the search-space file, where the trial script writes both
 
@@ -32,7 +36,25 @@ METHODS: dict[str, Callable[..., Method]] = {
     "aging": AgingEvolution,
     "predictor": PredictorSearch,
     "pareto": ParetoEvolution,
+    "two_stage": TwoStage,
 }
+# name in `spos.search.tuner` -> the searcher that it has; None: the one that classArgs name
+TUNERS = {
+    "SearchTuner": None,
+    "EvolutionTuner": "evolution",
+    "RandomTuner": "random",
+    "TwoStageTuner": "two_stage",
+}
+# ``classArgs`` that say what is searched, for every searcher
+TASK = (
+    "constraints",  # metric of the cost table -> [low, high] or an upper bound
+    "objective",  # a metric's name, or metric -> weight
+    "score_reference",  # metric -> cost of the network that search_score compares with
+    "search_only",  # channels, blocks or labels ...
+    "fixed_arc",  # ... and the architecture file that the other choices are taken from
+    "cost_table",  # its path, if it is not beside the search-space file
+)
+SEARCH_SCORE = "search_score"  # the metric that `spos.cost.scores` describes
 
 
 @dataclass(frozen=True)
@@ -68,6 +90,32 @@ class ExperimentPaths:
         return (self.search_space.parent if self.search_space else self.code) / COST_TABLE
 
 
+def complete_arguments(tuner: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `SearchTuner` that ``arguments`` of one of `TUNERS` stand for.
+
+    Raises:
+        ConfigError: if they name another searcher than the tuner's.
+    """
+    searcher = TUNERS[tuner]
+    if searcher is None:
+        return dict(arguments)
+    if arguments.get("searcher", searcher) != searcher:
+        raise ConfigError(
+            f"searcher is {arguments['searcher']!r}, but {tuner} is SearchTuner with searcher "
+            f"{searcher}; use SearchTuner, or leave searcher out"
+        )
+    return {**arguments, "searcher": searcher}
+
+
+def change_arguments(arguments: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``arguments`` with those that flags replace; constraints on other metrics stay."""
+    changed = {**arguments, **changes}
+    old, new = arguments.get("constraints"), changes.get("constraints")
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        changed["constraints"] = {**old, **new}
+    return changed
+
+
 def build_method(name: str, settings: Mapping[str, Any]) -> Method:
     """The searcher ``name`` with ``settings``; None stands for a setting's default.
 
@@ -82,41 +130,96 @@ def build_method(name: str, settings: Mapping[str, Any]) -> Method:
         if key not in known:
             raise ConfigError(
                 f"{key} is no setting of the {name} searcher, expected some of "
-                f"{', '.join([*known, 'constraints', 'cost_table'])}"
+                f"{', '.join([*known, *TASK])}"
             )
     return METHODS[name](**given)
 
 
 def build_search(
-    paths: ExperimentPaths,
-    *,
-    searcher: str = "evolution",
-    constraints: Any = None,
-    cost_table: Any = None,
-    **settings: Any,
+    paths: ExperimentPaths, *, searcher: str = "evolution", **arguments: Any
 ) -> Search:
     """The search that a tuner's ``classArgs`` describe.
 
     Args:
-        paths: where the cost table is.
+        paths: where the cost table is, and what relative paths start at.
         searcher: one of `METHODS`.
-        constraints: metric of the cost table -> ``[low, high]`` or an upper bound.
-        cost_table: path of the cost table, if it is not beside the search-space file.
-        settings: of the searcher.
+        arguments: those that `TASK` names, and the settings of the searcher.
 
     Raises:
         ConfigError: if a setting is wrong.
+        ArchitectureError: if the fixed architecture is missing, damaged or of another space.
         ConstraintError: if the cost table is missing or damaged, or a constraint cannot be met.
     """
-    if cost_table is not None and not isinstance(cost_table, str):
-        raise ConfigError(f"cost_table is {cost_table!r}, expected the path of a cost table")
-    method = build_method(searcher, settings)
-    bounds = parse_constraints({} if constraints is None else constraints)
-    table = CostTable.load(paths.cost_table(cost_table))
-    for metric in method.costs if isinstance(method, ParetoEvolution) else ():
-        if metric not in table.metrics:
-            raise ConstraintError(
-                f"costs: the cost table of {table.spec.space!r} has no metric {metric!r}; it has "
-                f"{', '.join(table.metrics)}"
-            )
-    return Search(FeasibleSpace(table, bounds), method)
+    task = {name: arguments.pop(name, None) for name in TASK}
+    method = build_method(searcher, arguments)
+    for name in ("cost_table", "fixed_arc"):
+        if task[name] is not None and not isinstance(task[name], str):
+            raise ConfigError(f"{name} is {task[name]!r}, expected the path of a file")
+    bounds = parse_constraints(task["constraints"] or {})
+    objective = parse_objective(task["objective"])
+    table = CostTable.load(paths.cost_table(task["cost_table"]))
+    named = {*objective.weights, *(each.metric for each in bounds), *getattr(method, "costs", ())}
+    if SEARCH_SCORE in named:
+        table = table.with_sum(SEARCH_SCORE, _score_weights(task["score_reference"]))
+    fixed = _fixed_choices(table.spec, task, paths)
+    space = FeasibleSpace(table, bounds, fixed)
+    if isinstance(method, (ParetoEvolution, TwoStage)):
+        method.check_space(space)
+    return Search(space, method, objective)
+
+
+def _score_weights(reference: Any) -> dict[str, float]:
+    if reference is None:
+        return search_score_weights()
+    if not isinstance(reference, Mapping) or not reference:
+        raise ConfigError(
+            f"score_reference is {reference!r}, expected costs of a network such as "
+            "{macs: 328M, params: 3.4M}"
+        )
+    return search_score_weights(
+        {
+            str(metric): parse_quantity(cost, source=f"score_reference: {metric}")
+            for metric, cost in reference.items()
+        }
+    )
+
+
+def _fixed_choices(
+    spec: SearchSpec, task: Mapping[str, Any], paths: ExperimentPaths
+) -> dict[str, Candidate]:
+    """The choices that ``fixed_arc`` fixes: all that ``search_only`` does not name."""
+    if (task["fixed_arc"] is None) != (task["search_only"] is None):
+        raise ConfigError(
+            "fixed_arc and search_only belong together: the architecture file that choices are "
+            "taken from, and which are searched all the same (channels, blocks or labels)"
+        )
+    if task["fixed_arc"] is None:
+        return {}
+    searched = _searched_labels(spec, task["search_only"])
+    path = paths.code / task["fixed_arc"]
+    arch = load_architecture(path)
+    labels = {label: each for label, each in spec.choices.items() if label not in searched}
+    if arch.space != spec.space:
+        raise ArchitectureError(
+            f"fixed_arc {path}: is an architecture of {arch.space!r}, expected {spec.space!r}"
+        )
+    # It may lack what is searched: blocks of a space without channels will do.
+    choices = {label: each for label, each in arch.choices.items() if label in labels}
+    part = SearchSpec(spec.space, spec.options, labels)
+    return part.check(choices, source=f"fixed_arc {path}")
+
+
+def _searched_labels(spec: SearchSpec, given: Any) -> list[str]:
+    channels = match_labels(spec, CHANNELS)
+    if given == "channels":
+        searched = channels
+    elif given == "blocks":
+        searched = [label for label in spec.choices if label not in channels]
+    else:
+        searched = match_labels(spec, check_patterns("search_only", given))
+    if not searched:
+        raise ConfigError(
+            f"search_only is {given!r}, but {spec.space!r} has no such choices; it has "
+            f"{', '.join(spec.choices)}"
+        )
+    return searched

@@ -14,6 +14,7 @@ import numpy as np
 from spos.search.feasible import FeasibleSpace, Genes
 
 TRIES_PER_CHILD = 10  # as in the official code: children that are not new or not feasible
+DRAWS_PER_SPREAD = 20  # architectures that one is chosen from for its cost
 
 
 class Batch:
@@ -49,10 +50,28 @@ class Batch:
 
     def add_children(self, count: int, make: Callable[[], Genes]) -> None:
         """Add up to ``count`` of what ``make`` makes; not every try succeeds."""
+        count = min(count, self.num_missing)
         for _ in range(count * TRIES_PER_CHILD):
             if count == 0:
                 return
             count -= self.add(make())
+
+    def add_spread(self, count: int, generator: np.random.Generator) -> None:
+        """Add up to ``count`` whose costs are spread evenly over those of many random ones.
+
+        Costs of random architectures crowd together, and accuracy often goes with the cost.
+        """
+        count = min(count, self.num_missing)
+        table = self.space.table
+        metric = "macs" if "macs" in table.metrics else table.metrics[0]
+        pool = Batch(self.space, self._seen, count * DRAWS_PER_SPREAD)
+        pool.fill(generator)
+        genes = pool.genes
+        costs = np.array([table.cost(self.space.choices(each), metric) for each in genes], float)
+        for target in np.linspace(costs.min(), costs.max(), count) if genes else ():
+            nearest = int(np.argmin(np.abs(costs - target)))
+            costs[nearest] = np.inf  # taken; if all are, the first is no longer new
+            self.add(genes[nearest])
 
     def fill(self, generator: np.random.Generator) -> None:
         """Add architectures drawn at random until all are there, or there is no further one."""
@@ -72,11 +91,9 @@ def mutate(
     genes: Genes, space: FeasibleSpace, *, probability: float, generator: np.random.Generator
 ) -> Genes:
     """``genes`` with each drawn anew with ``probability`` (it may be the same again)."""
-    draws = generator.random((len(genes), 2)).tolist()
-    return tuple(
-        int(draw * size) if chance < probability else gene
-        for gene, size, (chance, draw) in zip(genes, space.sizes, draws, strict=True)
-    )
+    draws = generator.random((len(genes), 2))
+    drawn_anew = space.scale(draws[:, 1])
+    return tuple(np.where(draws[:, 0] < probability, drawn_anew, genes).tolist())
 
 
 def cross(parents: Sequence[Genes], generator: np.random.Generator) -> Genes:

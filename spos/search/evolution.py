@@ -20,12 +20,17 @@ from spos.search.settings import check_plan, check_probability, check_whole
 class Evolution:
     """Generations bred from the best so far; the defaults are those of the official code.
 
-    The genetic search of CanyonWind's MXNet system is ``Evolution(num_mutations=0,
-    num_crossovers=40, lucky_probability=0.1, mutates_crossed=True)``.
+    Differs from the official code in the first generation, half of which is spread over the MACs;
+    ``num_spread=0`` is as there. The genetic search of CanyonWind's MXNet system is
+    ``Evolution(num_spread=0, num_mutations=0, num_crossovers=50, lucky_probability=0.1,
+    mutates_crossed=True)``.
 
     Attributes:
-        rounds: number of generations, the random one included.
+        rounds: number of generations, the first one included.
         population: candidates of a round.
+        num_spread: candidates of the first round whose MACs (or the cost table's first metric) are
+            spread evenly over those that the constraints allow, the others being random; half of
+            the population.
         num_parents: best candidates so far that children are bred from; a fifth of the population.
         num_mutations: children by mutation in each round; half of the population.
         num_crossovers: children by crossover in each round; half of the population. With neither
@@ -42,7 +47,8 @@ class Evolution:
 
     rounds: int = 20
     population: int = 50
-    num_parents: int = None  # type: ignore[assignment]  # None: the share named above
+    num_spread: int = None  # type: ignore[assignment]  # None: the share named above
+    num_parents: int = None  # type: ignore[assignment]
     num_mutations: int = None  # type: ignore[assignment]
     num_crossovers: int = None  # type: ignore[assignment]
     mutation_probability: float = 0.1
@@ -63,6 +69,11 @@ class Evolution:
             raise ConfigError(
                 f"mutates_crossed is {self.mutates_crossed!r}, expected true or false"
             )
+        if self.num_spread > self.population:
+            raise ConfigError(
+                f"num_spread ({self.num_spread}) exceeds the population ({self.population}); "
+                "lower it"
+            )
         if self.num_mutations + self.num_crossovers > self.population:
             raise ConfigError(
                 f"num_mutations ({self.num_mutations}) and num_crossovers ({self.num_crossovers}) "
@@ -80,6 +91,8 @@ class Evolution:
         """The next generation; see `spos.search.searcher.Method`."""
         batch = Batch(space, history, count)
         parents = self._parents(history, generator)
+        if not history:
+            batch.add_spread(self.num_spread, generator)
         if parents:
             batch.add_children(
                 self.num_mutations, lambda: self._mutate(pick(parents, generator), space, generator)
@@ -113,4 +126,9 @@ class Evolution:
 
 
 # setting -> the share of the population that it is by default, and its least value
-_SHARES = (("num_parents", 5, 1), ("num_mutations", 2, 0), ("num_crossovers", 2, 0))
+_SHARES = (
+    ("num_spread", 2, 0),
+    ("num_parents", 5, 1),
+    ("num_mutations", 2, 0),
+    ("num_crossovers", 2, 0),
+)

@@ -21,7 +21,7 @@ import yaml
 
 from spos.errors import ConfigError, SposError
 from spos.files import read_bytes
-from spos.search.arguments import ExperimentPaths
+from spos.search.arguments import ExperimentPaths, change_arguments
 from spos.search.generate import generate_search_space
 
 MAX_CONFIG_BYTES = 2**20
@@ -124,7 +124,8 @@ def _apply(config: Any, changes: Changes) -> None:
     if changes.experiments_dir is not None:
         config.experiment_working_directory = str(changes.experiments_dir.resolve())
     if changes.class_args and config.tuner is not None:
-        config.tuner.class_args = {**(config.tuner.class_args or {}), **changes.class_args}
+        arguments = config.tuner.class_args or {}
+        config.tuner.class_args = change_arguments(arguments, changes.class_args)
 
 
 def _check_basics(config: Any, folder: Path, path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from spos.architecture import Candidate, SearchSpec
+from spos.architecture import Candidate, Choices, SearchSpec
 from spos.cost.axis import CostAxis
 from spos.cost.table import Constraint, CostTable
 from spos.errors import ConstraintError
@@ -26,34 +26,66 @@ Genes = tuple[int, ...]  # the number of the chosen candidate for every label, i
 class FeasibleSpace:
     """The architectures of a space that meet every constraint, to test and to draw from.
 
-    Architectures are handled as `Genes`. Draws are uniform over the feasible part: small spaces are
-    listed; in others the constraint that fewest architectures meet is satisfied by dynamic
-    programming (`CostAxis`) and the rest by rejection, at most `MAX_DRAWS` times.
+    Architectures are handled as `Genes`, numbered as in the whole space where some choices are
+    fixed. Draws are uniform over the feasible part: small spaces are listed; in others the
+    constraint that fewest architectures meet is satisfied by dynamic programming (`CostAxis`) and
+    the rest by rejection, at most `MAX_DRAWS` times.
 
     Args:
         table: costs of the space.
         constraints: bounds that every drawn architecture meets.
+        fixed: label -> the candidate that every drawn architecture has; the rest is searched.
 
     Raises:
-        ConstraintError: if a bound cannot be met, or no architecture meets all of them.
+        ConstraintError: if a fixed label or candidate is not of the space, a bound cannot be met,
+            or no architecture meets all of them.
     """
 
-    def __init__(self, table: CostTable, constraints: Sequence[Constraint] = ()) -> None:
-        for constraint in constraints:
-            constraint.check_reachable(table)
-        self.table, self.constraints = table, tuple(constraints)
+    def __init__(
+        self,
+        table: CostTable,
+        constraints: Sequence[Constraint] = (),
+        fixed: Choices | None = None,
+    ) -> None:
+        self.table, self.constraints, self.fixed = table, tuple(constraints), dict(fixed or {})
         self.spec: SearchSpec = table.spec
+        part = table.restrict({label: (each,) for label, each in self.fixed.items()})
+        for constraint in constraints:
+            constraint.check_reachable(part)
         self._candidates = list(self.spec.choices.values())
-        self.sizes = [len(each) for each in self._candidates]  # candidates of every label
-        self._listed = self._list() if self.spec.num_architectures <= MAX_LISTED else None
+        self._first = [  # of every label, the number of the first candidate that may be drawn ...
+            each.index(self.fixed[label]) if label in self.fixed else 0
+            for label, each in self.spec.choices.items()
+        ]
+        self._sizes = [len(each) for each in part.spec.choices.values()]  # ... and of how many
+        self._fixed_genes = [
+            (place, self._first[place])
+            for place, label in enumerate(self.spec.choices)
+            if label in self.fixed
+        ]
+        self._parts: dict[tuple[Any, ...], FeasibleSpace] = {}
+        self._listed = self._list() if part.spec.num_architectures <= MAX_LISTED else None
         self._axis = None
-        if self._listed is None and constraints and table.is_separable:
-            self._axis, self._bounds = _tightest(table, self.constraints)
+        if self._listed is None and constraints and part.is_separable:
+            self._axis, self._bounds = _tightest(part, self.constraints)
         if self._listed == [] or self.draw(np.random.default_rng(0), ()) is None:
+            choices = " with the fixed choices" if self.fixed else ""
             raise ConstraintError(
-                f"no architecture of {self.spec.space!r} was found that meets "
+                f"no architecture of {self.spec.space!r}{choices} was found that meets "
                 f"{' and '.join(map(_describe, self.constraints))}; widen the bounds"
             )
+
+    def fix(self, fixed: Choices) -> FeasibleSpace:
+        """The part of this space with these choices as well; the same object when asked again.
+
+        Raises:
+            ConstraintError: if no architecture of it meets the constraints.
+        """
+        every = {**self.fixed, **fixed}
+        key = tuple(sorted(every.items()))
+        if key not in self._parts:
+            self._parts[key] = FeasibleSpace(self.table, self.constraints, every)
+        return self._parts[key]
 
     def choices(self, genes: Genes) -> dict[str, Candidate]:
         """Label -> chosen candidate."""
@@ -72,9 +104,19 @@ class FeasibleSpace:
         return tuple(self.spec.choices[label].index(each) for label, each in checked.items())
 
     def allows(self, genes: Genes) -> bool:
-        """Whether an architecture meets every constraint."""
+        """Whether an architecture has the fixed choices and meets every constraint."""
+        if not self.has_fixed(genes):
+            return False
         choices = self.choices(genes) if self.constraints else {}
         return all(constraint.allows(self.table, choices) for constraint in self.constraints)
+
+    def has_fixed(self, genes: Genes) -> bool:
+        """Whether an architecture has the fixed choices."""
+        return all(genes[place] == gene for place, gene in self._fixed_genes)
+
+    def scale(self, draws: np.ndarray) -> np.ndarray:
+        """Numbers from [0, 1), (..., labels), as genes; constraints are not looked at."""
+        return (draws * self._sizes).astype(int) + self._first
 
     def draw(self, generator: np.random.Generator, seen: Collection[Genes]) -> Genes | None:
         """A feasible architecture that is not in ``seen``, or None if there seems to be none left.
@@ -97,13 +139,11 @@ class FeasibleSpace:
     def _draw_once(self, generator: np.random.Generator) -> Genes:
         if self._axis is not None:
             return self.genes(self._axis.draw(*self._bounds, generator))
-        draws = generator.random(len(self._candidates)).tolist()
-        return tuple(
-            int(draw * len(each)) for draw, each in zip(draws, self._candidates, strict=True)
-        )
+        return tuple(self.scale(generator.random(len(self._candidates))).tolist())
 
     def _list(self) -> list[Genes]:
-        every = itertools.product(*(range(len(each)) for each in self._candidates))
+        spans = zip(self._first, self._sizes, strict=True)
+        every = itertools.product(*(range(first, first + size) for first, size in spans))
         return [genes for genes in every if self.allows(genes)]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spos.errors import ConfigError
+from spos.errors import ConfigError, ConstraintError
 from spos.search.breeding import Batch, cross, mutate
 from spos.search.feasible import FeasibleSpace, Genes
 from spos.search.history import History, ranked
@@ -53,6 +53,19 @@ class ParetoEvolution:
                 f"costs is {self.costs!r}, expected a list of the cost table's metrics, as [macs]"
             )
         object.__setattr__(self, "costs", names)
+
+    def check_space(self, space: FeasibleSpace) -> None:
+        """Refuse costs that the space's table does not have.
+
+        Raises:
+            ConstraintError: with those that it has.
+        """
+        for metric in self.costs:
+            if metric not in space.table.metrics:
+                raise ConstraintError(
+                    f"costs: the cost table of {space.spec.space!r} has no metric {metric!r}; it "
+                    f"has {', '.join(space.table.metrics)}"
+                )
 
     @property
     def batch_size(self) -> int:

@@ -83,7 +83,7 @@ class PredictorSearch:
         """The pool, (pool_size, labels): a half mutated, a quarter crossed, the rest at random."""
         size, num_labels = self.pool_size, parents.shape[1]
         draws = generator.random((4, size, num_labels))
-        drawn_anew = (draws[0] * np.array(space.sizes)).astype(int)
+        drawn_anew = space.scale(draws[0])
         who = (generator.random((2, size)) * len(parents)).astype(int)
         first, second = parents[who[0]], parents[who[1]]
         # At least one gene changes, so that most mutants are new.

@@ -1,6 +1,6 @@
 """A search and its files: what a result says, what becomes of it, what is kept on disk.
 
-Imports `spos.architecture`, `spos.errors`, `spos.files` and the searcher; never torch.
+Imports `spos.architecture`, `spos.cost`, `spos.errors`, `spos.files` and the searcher; never torch.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from spos.architecture import Architecture, Choices, SearchSpec
+from spos.cost.table import Constraint, parse_constraints, write_constraints
 from spos.errors import ArchitectureError, SearchError
 from spos.files import read_json, write_text
+from spos.search.objective import DEFAULT, Objective
 from spos.search.pareto import ParetoEvolution, find_front, measure
 from spos.search.results import (
     Entry,
@@ -100,14 +102,27 @@ class SearchRecord:
         self, result: Result, *, trial: str | None = None, seconds: float | None = None
     ) -> None:
         """Tell the search, and keep the candidate if that settled it."""
-        if result.choices is None:
+        choices = result.choices
+        if choices is None:
             _logger.warning("a result without a known architecture is left out (trial %s)", trial)
             return
+        result = self._judge(result, choices)
         if result.failure is not None:
-            arch_id = self._architecture(result.choices).id
+            arch_id = self._architecture(choices).id
             _logger.warning("%s failed (trial %s): %s", arch_id, trial, result.failure)
-        if self.search.tell(result.choices, result.score):
+        if self.search.tell(choices, result.score):
             self._write(result, trial, seconds)
+
+    def _judge(self, result: Result, choices: Choices) -> Result:
+        """The result with the objective's value as its score."""
+        objective = self.search.objective
+        if result.score is None or objective == Objective():
+            return result
+        reported = {**result.metrics, DEFAULT: result.score}
+        score = objective.value({**self.search.space.table.costs(choices), **reported})
+        if not math.isfinite(score):
+            return Result(choices, failure=f"the objective {objective} is {score}")
+        return Result(choices, score, reported)
 
     def lose_running(self) -> None:
         """No candidate is being evaluated any more, whatever the search believes."""
@@ -130,7 +145,12 @@ class SearchRecord:
             best = [self._architecture(each.choices) for each in ranking]
             save_round(self._folder, self._num_saved_rounds, best[:NUM_BEST])
             self._save_front()
-        state = {"version": STATE_VERSION, "problem": problem, "search": search.state()}
+        state = {
+            "version": STATE_VERSION,
+            "problem": problem,
+            "constraints": write_constraints(search.space.constraints),  # for those who look
+            "search": search.state(),
+        }
         write_text(self._state_path, json.dumps(state, allow_nan=False))
 
     def load(self) -> None:
@@ -171,6 +191,7 @@ class SearchRecord:
             score=result.score,
             metrics=metrics,
             failure=result.failure,
+            objective=str(self.search.objective),
             trial=trial,
             seconds=seconds,
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -209,11 +230,17 @@ class Progress:
         num_planned: candidates of the whole search.
         is_exhausted: whether no further architecture was found before that.
         problem: why the search stopped before its end; None if it did not.
+        space: name of the search space.
+        options: of the search space.
+        constraints: that every candidate meets; None if the state does not say, as older ones.
     """
 
     num_planned: int
     is_exhausted: bool
     problem: str | None
+    space: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    constraints: tuple[Constraint, ...] | None = None
 
 
 def read_progress(state_path: Path) -> Progress | None:
@@ -227,9 +254,16 @@ def read_progress(state_path: Path) -> Progress | None:
     state = read_json(state_path, error=SearchError)
     try:
         search, settings = state["search"], state["search"]["settings"]
-        planned = settings["rounds"] * settings["population"]
-        return Progress(planned, search["is_exhausted"], state["problem"])
-    except (KeyError, TypeError):
+        limits = state.get("constraints")
+        return Progress(
+            int(settings["rounds"]) * int(settings["population"]),
+            bool(search["is_exhausted"]),
+            state["problem"],
+            str(search["space"]),
+            dict(search["options"]),
+            None if limits is None else parse_constraints(limits, source=str(state_path)),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise SearchError(f"{state_path}: is not the state of a search") from None
 
 

@@ -39,9 +39,11 @@ class Entry:
         round: the round it was bred in; 0 for one that came from outside the search.
         id: the architecture's id, as in file names.
         choices: label -> candidate.
-        score: what the search maximizes; None if the candidate failed.
+        score: what the search maximizes, the value of ``objective``; None if the candidate failed.
         metrics: everything the trial reported and what the cost table says (``macs``, ``params``).
         failure: why there is no score; None if there is one.
+        objective: what the score is, such as ``top1 - 1e-10 macs``; ``default`` is what the trial
+            reports as its score.
         trial: NNI's id of the trial, which names its folder; None where NNI does not say.
         seconds: from handing the candidate out to its result; None across a resume.
         time: when it was settled, UTC, ISO 8601.
@@ -53,6 +55,7 @@ class Entry:
     score: float | None
     metrics: Mapping[str, float] = field(default_factory=dict)
     failure: str | None = None
+    objective: str = "default"
     trial: str | None = None
     seconds: float | None = None
     time: str = ""

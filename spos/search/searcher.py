@@ -17,6 +17,7 @@ from spos.architecture import Candidate, Choices
 from spos.errors import SearchError
 from spos.search.feasible import FeasibleSpace, Genes
 from spos.search.history import FAILED, RUNNING, SCORED, STATUSES, WAITING, History, Known, ranked
+from spos.search.objective import Objective
 
 STATE_VERSION = 2
 MAX_ATTEMPTS = 2  # a candidate whose evaluation fails is tried once more, then excluded
@@ -90,10 +91,13 @@ class Search:
     Args:
         space: what may be drawn.
         method: how candidates are proposed, with the settings of the search.
+        objective: what the scores are; by default those that trials report.
     """
 
-    def __init__(self, space: FeasibleSpace, method: Method) -> None:
-        self.space, self.method = space, method
+    def __init__(
+        self, space: FeasibleSpace, method: Method, objective: Objective | None = None
+    ) -> None:
+        self.space, self.method, self.objective = space, method, objective or Objective()
         self.failures_in_a_row = 0
         self._num_batches = 0
         self._is_exhausted = False
@@ -272,6 +276,7 @@ class Search:
             "options": dict(self.space.spec.options),
             "method": type(self.method).__name__,
             "settings": self._settings(),
+            "task": self._task(),
             "num_batches": self._num_batches,
             "is_exhausted": self._is_exhausted,
             "failures_in_a_row": self.failures_in_a_row,
@@ -309,6 +314,21 @@ class Search:
     def _settings(self) -> dict[str, Any]:
         return asdict(self.method)  # type: ignore[call-overload]  # a dataclass, as Method says
 
+    def _task(self) -> dict[str, Any]:
+        """What is searched for; infinite bounds are None, as JSON has it."""
+        bounds = {
+            each.metric: [
+                bound if math.isfinite(bound) else None for bound in (each.low, each.high)
+            ]
+            for each in self.space.constraints
+        }
+        return {
+            "objective": dict(self.objective.weights),
+            "constraints": bounds,
+            "fixed choices": dict(self.space.fixed),
+            "sums of costs": self.space.table.sums,
+        }
+
     def _check_state(self, state: Mapping[str, Any]) -> None:
         spec = self.space.spec
         expected = STATE_VERSION, spec.space, dict(spec.options)
@@ -318,10 +338,10 @@ class Search:
                 f"the saved search has version, space and options {found}, expected {expected}; "
                 "its cost table was replaced: put it back, or start a new search"
             )
-        given = {"method": type(self.method).__name__, **self._settings()}
-        saved = {"method": state["method"], **state["settings"]}
+        given = {"method": type(self.method).__name__, **self._settings(), **self._task()}
+        saved = {"method": state["method"], **state["settings"], **state.get("task", {})}
         for name, value in given.items():
-            if saved[name] != value:
+            if saved.get(name, value) != value:  # a setting that the saved search did not know
                 raise SearchError(
                     f"the saved search has {name} {saved[name]!r}, this one {value!r}; continue "
                     "it with the settings it began with, or start a new one"

@@ -40,7 +40,7 @@ from nni.tuner import Tuner
 
 from spos.architecture import Choices
 from spos.errors import SearchError, SposError
-from spos.search.arguments import ExperimentPaths, build_search
+from spos.search.arguments import ExperimentPaths, build_search, complete_arguments
 from spos.search.feasible import check_search_space
 from spos.search.nni_server import NniServer
 from spos.search.record import Result, SearchRecord, read_result
@@ -68,31 +68,18 @@ class SearchTuner(Tuner):
 
     Args:
         searcher: one of `spos.search.arguments.METHODS`.
-        constraints: metric of the cost table -> ``[low, high]`` or an upper bound, such as
-            ``{macs: [0, 330M]}``.
-        cost_table: path of the cost table, relative to ``codeDirectory``; by default ``cost.json``
-            beside the search-space file.
-        settings: those of the searcher, such as ``rounds``, ``population`` and ``seed``.
+        arguments: what is searched (`spos.search.arguments.TASK`), such as
+            ``constraints={macs: [0, 330M]}``, and the settings of the searcher, such as
+            ``rounds``, ``population`` and ``seed``.
 
     Raises:
         SposError: if an argument is wrong or a constraint cannot be met.
     """
 
-    def __init__(
-        self,
-        searcher: str = "evolution",
-        constraints: Mapping[str, Any] | None = None,
-        cost_table: str | None = None,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, searcher: str = "evolution", **arguments: Any) -> None:
         super().__init__()
-        search = build_search(
-            ExperimentPaths.of_dispatcher(sys.argv),
-            searcher=searcher,
-            constraints=constraints,
-            cost_table=cost_table,
-            **settings,
-        )
+        paths = ExperimentPaths.of_dispatcher(sys.argv)
+        search = build_search(paths, searcher=searcher, **arguments)
         state_path = Path(os.environ.get("NNI_CHECKPOINT_DIRECTORY", ".")) / STATE_FILE
         self._record = SearchRecord(search, folder=Path.cwd(), state_path=state_path)
         self._search, self._spec = search, search.space.spec
@@ -321,7 +308,29 @@ class SearchTuner(Tuner):
                     self._num_held = 0
 
 
-EvolutionTuner = SearchTuner  # its name where the searcher is the default one
+@dataclass(frozen=True)
+class NamedTuner:
+    """`SearchTuner` with its searcher given; NNI calls it as it calls a class.
+
+    Attributes:
+        name: one of `spos.search.arguments.TUNERS`.
+    """
+
+    name: str
+
+    def __call__(self, **arguments: Any) -> SearchTuner:
+        """The tuner with these ``classArgs``."""
+        return SearchTuner(**complete_arguments(self.name, arguments))
+
+    def check_arguments(self, arguments: Mapping[str, Any], *, paths: ExperimentPaths) -> int:
+        """As `SearchTuner.check_arguments`."""
+        completed = complete_arguments(self.name, arguments)
+        return SearchTuner.check_arguments(completed, paths=paths)
+
+
+EvolutionTuner = NamedTuner("EvolutionTuner")
+RandomTuner = NamedTuner("RandomTuner")
+TwoStageTuner = NamedTuner("TwoStageTuner")
 
 
 def _server() -> NniServer:

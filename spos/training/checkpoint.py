@@ -92,6 +92,11 @@ def latest_checkpoint(folder: Path | str) -> tuple[int, Path] | None:
     return None
 
 
+def newest_mark(folder: Path | str) -> Path | None:
+    """The commit mark of the newest checkpoint, whole or not; None if there is none."""
+    return next((mark for _, mark in _marks(Path(folder))), None)
+
+
 def check_checkpoint(path: Path | str) -> str:
     """Verify a checkpoint against its commit mark and return its SHA-256.
 

@@ -1,6 +1,6 @@
-"""The flags that `supernet.py` and `scratch.py` share; unset ones take what suits the data.
+"""The flags that `supernet.py` and other commands share; unset ones take what suits the data.
 
-Imports `spos.errors`, `spos.spaces` and `spos.training.recipe`.
+Imports `spos.errors`, `spos.files`, `spos.flag_values` and `spos.training.recipe`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from spos.errors import ConfigError, SposError
+from spos.errors import ConfigError
 from spos.files import parse_json
+from spos.flag_values import not_negative, positive
 from spos.training.recipe import AMP_MODES, SCHEDULES
 
 RECIPE_FLAGS = (
@@ -26,23 +27,6 @@ RECIPE_FLAGS = (
     "amp",
     "seed",
 )
-
-
-def positive(text: str) -> int:
-    """A flag's value of 1 or more; argparse names the flag if it is something else."""
-    return _at_least(1, text)
-
-
-def not_negative(text: str) -> int:
-    """A flag's value of 0 or more; argparse names the flag if it is something else."""
-    return _at_least(0, text)
-
-
-def _at_least(low: int, text: str) -> int:
-    number = int(text)
-    if number < low:
-        raise argparse.ArgumentTypeError(f"expected {low} or more, found {number}")
-    return number
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -131,22 +115,3 @@ def parse_options(text: str | None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f'--space-options {text}: expected an object such as {{"key": 1}}')
     return value
-
-
-def parse_range(text: str | None, *, flag: str) -> tuple[float, float] | None:
-    """A range such as ``290M:360M``.
-
-    Raises:
-        ConfigError: if it is something else.
-    """
-    from spos.cost.table import parse_quantity
-
-    if text is None:
-        return None
-    low, colon, high = text.partition(":")
-    try:
-        if not colon:
-            raise ConfigError("no colon")
-        return parse_quantity(low, source=flag), parse_quantity(high, source=flag)
-    except SposError:
-        raise ConfigError(f"{flag} {text}: expected a range such as 290M:360M") from None

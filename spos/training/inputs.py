@@ -23,6 +23,7 @@ from spos.data.digits import is_digits, prepare_digits
 from spos.data.folder import DataFolder, ImageSet, open_data
 from spos.data.loader import Loader, build_loader
 from spos.data.preprocessing import Preprocessing
+from spos.data.schedule import Schedule, count_batches
 from spos.data.split import Split, apply_split, load_split, make_split
 from spos.errors import ConfigError, DataError
 from spos.training.parallel import rank, world_size
@@ -101,6 +102,11 @@ class Inputs:
             images, recipe.batch_size // world_size(), augmentation=self.augmentation,
             shuffle=True, seed=recipe.seed,
         )  # fmt: skip
+
+    def count_steps(self, images: ImageSet, recipe: Recipe) -> int:
+        """Training steps of an epoch, the same for any number of processes."""
+        schedule = Schedule(len(images), recipe.batch_size, shuffle=True, seed=recipe.seed)
+        return count_batches(schedule)
 
     def evaluation_loader(self, images: ImageSet, batch_size: int) -> Loader:
         """Every image once, in order, the same at every pass."""

@@ -25,7 +25,7 @@ from spos.supernet import Supernet
 from spos.training import checkpoint, parallel
 from spos.training.recipe import Recipe, decay_groups
 from spos.training.run_folder import RunFolder
-from spos.training.samplers import PathSampler
+from spos.training.samplers.protocol import PathSampler, ResumableSampler
 from spos.training.slices import only_active_slices
 from spos.training.status import StatusLine
 
@@ -248,6 +248,8 @@ class Training:
             "scaler": self._scaler.state_dict(),
             "config": dict(self.run.settings.config),
         }
+        if isinstance(self.sampler, ResumableSampler):
+            state["sampler"] = self.sampler.state()
         checkpoint.save_checkpoint(self.run.checkpoints, self.step, state)
 
     def _restore(self) -> None:
@@ -260,6 +262,8 @@ class Training:
         checkpoint.load_weights_into(self.network, state["network"], source=str(path))
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
+        if isinstance(self.sampler, ResumableSampler) and "sampler" in state:
+            self.sampler.restore(state["sampler"])
         self.step = step
         if self.run.is_writer:
             log.info("continuing %s after step %d of %d", self.run.path, step, self.total_steps)

@@ -13,8 +13,9 @@ from published_networks import (
 )
 from torch import nn
 
-from spos.cost.micronet import MicroCost, count_micronet, readme_score, search_score
+from spos.cost.micronet import MicroCost, count_micronet
 from spos.cost.operations import list_operations
+from spos.cost.scores import readme_score, search_score
 from spos.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,10 +10,9 @@ from spos.data.folder import ImageSet
 from spos.data.loader import build_loader
 from spos.data.preprocessing import Preprocessing
 from spos.data.split import balanced_subset
-from spos.evaluation import evaluator as evaluator_module
 from spos.evaluation.accuracy import measure_accuracy
 from spos.evaluation.batchnorm import recalibrate
-from spos.evaluation.evaluator import Evaluator, ImageBatches
+from spos.evaluation.evaluator import Evaluator, ImageBatches, Room
 from spos.spaces import build_space
 from spos.supernet import Supernet
 
@@ -150,18 +149,34 @@ def as_lists(batches: ImageBatches) -> list[tuple]:
     return [(images.tolist(), labels.tolist()) for images, labels in batches]
 
 
-def test_batches_are_the_same_whether_kept_or_not(monkeypatch):
+def test_batches_are_the_same_whether_kept_or_not():
     kept, read = make_loader(), make_loader()
     standard = Preprocessing("standard")
     in_memory = ImageBatches(kept, preprocessing=standard, device=CPU)
     passes = [as_lists(in_memory) for _ in range(3)]
-    monkeypatch.setattr(evaluator_module, "MAX_CACHED_BYTES", 4 * 3 * 8 * 8)  # of the first batch
-    from_disk = ImageBatches(read, preprocessing=standard, device=CPU)
+    room = Room(in_memory=4 * 3 * 8 * 8)  # for the first batch
+    from_disk = ImageBatches(read, preprocessing=standard, device=CPU, room=room)
     assert passes == [as_lists(from_disk) for _ in range(3)]
     assert [len(labels) for _, labels in passes[0]] == [4, 4, 1]
     assert (kept.passes, kept.closed) == (1, 1)
     assert (read.passes, read.closed) == (3, 0)
     assert kept.epochs + read.epochs == [0] * 4
+
+
+def test_room_on_the_device_is_used_before_that_in_memory():
+    batch = 4 * 3 * 8 * 8
+    for on_device, in_memory, passes in (
+        (2 * batch, batch, 1),
+        (batch, batch, 3),
+        (3 * batch, 0, 1),
+    ):
+        loader = make_loader()
+        batches = ImageBatches(
+            loader, preprocessing=Preprocessing("standard"), device=CPU,
+            room=Room(on_device, in_memory),
+        )  # fmt: skip
+        assert as_lists(batches) == as_lists(batches) == as_lists(batches)
+        assert loader.passes == passes
 
 
 def test_pass_that_was_broken_off_is_not_kept():

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from forked import ROOT, Script, run_script, wait_until
@@ -150,21 +151,34 @@ def test_damaged_newest_checkpoint_costs_one_interval(workspace, trained):
 # --- torchrun ------------------------------------------------------------------------------------
 
 
+def launch_two(trained, run, *words, flags=()) -> subprocess.Popen:
+    """``torchrun`` with two processes of supernet.py."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone",
+         *flags, str(ROOT / "supernet.py"), *map(str, trained.supernet_words(run, *words))],
+        cwd=trained.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def find_rank(launched: subprocess.Popen, rank: int) -> psutil.Process:
+    """The process of a rank that ``torchrun`` started."""
+    children = psutil.Process(launched.pid).children()
+    (found,) = (each for each in children if each.environ().get("RANK") == str(rank))
+    return found
+
+
 @pytest.mark.slow
 def test_two_processes_train_the_weights_of_one(trained):
     plain = ("--space-options", '{"normalize": false, "dropout": 0}', "--epochs", 2)
     finished = trained.supernet(*plain, run="one")
     assert finished.status == 0, finished.stderr
-    words = trained.supernet_words("two", *plain)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-         "--standalone", str(ROOT / "supernet.py"), *map(str, words)],
-        cwd=trained.folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    launched = launch_two(trained, "two", *plain)
+    _, errors = launched.communicate()
+    assert launched.returncode == 0, errors
     one, two = (read_run(trained.folder / name) for name in ("one", "two"))
     assert list(one.state["network"]) == list(two.state["network"])
     for name, tensor in one.state["network"].items():
@@ -174,3 +188,22 @@ def test_two_processes_train_the_weights_of_one(trained):
     same = read_json(trained.folder / "one" / "args.json")["config"]
     assert read_json(trained.folder / "two" / "args.json")["config"] == same
     assert (trained.folder / "two" / "log.txt").read_text().count("training images") == 1
+
+
+@pytest.mark.slow
+def test_killed_rank_is_restarted_and_costs_no_exactness(trained):
+    undisturbed = launch_two(trained, "undisturbed", *LONG)
+    _, errors = undisturbed.communicate()
+    assert undisturbed.returncode == 0, errors
+    run = trained.folder / "rank-killed"
+    launched = launch_two(trained, run, *LONG, flags=("--max-restarts", "1"))
+    while newest_step(run) < 12:
+        assert launched.poll() is None, launched.communicate()
+        time.sleep(0.005)
+    find_rank(launched, 1).kill()
+    _, errors = launched.communicate()
+    assert launched.returncode == 0, errors
+    assert "continuing" in (run / "log.txt").read_text()
+    resumed, reference = read_run(run), read_run(trained.folder / "undisturbed")
+    assert_identical(resumed.state, reference.state)
+    assert resumed.steps() == reference.steps()

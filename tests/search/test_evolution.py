@@ -40,6 +40,26 @@ def test_defaults_are_those_of_the_official_code():
     assert (defaults.rounds, defaults.population, defaults.num_parents) == (20, 50, 10)
     assert (defaults.num_mutations, defaults.num_crossovers) == (25, 25)
     assert (defaults.mutation_probability, defaults.rounds * defaults.population) == (0.1, 1000)
+    assert (defaults.lucky_probability, defaults.mutates_crossed) == (0.0, False)
+
+
+def test_half_of_the_first_round_is_spread_over_the_macs():
+    def costs(num_spread) -> list[float]:
+        search = make_search(rounds=1, population=40, num_spread=num_spread)
+        return sorted(map(search.space.table.cost, run(search)))
+
+    spread, half, drawn = costs(40), costs(None), costs(0)
+    assert spread[-1] - spread[0] > 1.2 * (drawn[-1] - drawn[0])
+    within = [sum(24_000 < each < 26_000 for each in some) for some in (spread, half, drawn)]
+    assert within[0] < within[1] < within[2]
+
+
+def test_spread_round_meets_the_limits_and_repeats_nothing():
+    limits = [Constraint("macs", 24_000, 24_300), Constraint("params", 335, 340)]
+    asked = run(make_search(constraints=limits, rounds=1, population=30, num_spread=30))
+    assert len({key(each) for each in asked}) == 30
+    table = toy_table(toy_spec(20))
+    assert all(limit.allows(table, each) for limit in limits for each in asked)
 
 
 def test_shares_follow_the_population():
@@ -54,6 +74,8 @@ def test_shares_follow_the_population():
         ("population", 2.5),
         ("population", True),
         ("num_parents", 0),
+        ("num_spread", 51),
+        ("num_spread", -1),
         ("num_mutations", -1),
         ("num_crossovers", 40),
         ("mutation_probability", 1.5),
@@ -317,9 +339,10 @@ def test_same_seed_same_search_under_any_hash_seed():
 
 def test_sequence_is_pinned():
     """Files of a running search must mean the same in the next release."""
-    asked = run(make_search(rounds=3, population=10, seed=1))
-    text = json.dumps([list(each.values()) for each in asked])
-    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "0ae1e5d222c85a90"
+    for changes, expected in (({}, "0140484ef2f4845f"), ({"num_spread": 0}, "0ae1e5d222c85a90")):
+        asked = run(make_search(rounds=3, population=10, seed=1, **changes))
+        text = json.dumps([list(each.values()) for each in asked])
+        assert hashlib.sha256(text.encode()).hexdigest()[:16] == expected
 
 
 @pytest.mark.parametrize("num_before", [0, 7, 20, 33])

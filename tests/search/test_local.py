@@ -11,15 +11,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from toy_trial import toy_score, toy_table
+from toy_trial import toy_score, toy_spec, toy_table
 
 from spos.__main__ import main
 from spos.commands import search_run
+from spos.cost.table import Constraint
 from spos.errors import ConfigError, SearchError
 from spos.files import lock_file
 from spos.search.arguments import METHODS, ExperimentPaths, build_method, build_search
 from spos.search.feasible import FeasibleSpace
 from spos.search.local import run_search
+from spos.search.record import read_progress
 from spos.search.results import read_entries
 from spos.search.searcher import Search
 from spos.search.tuner import SearchTuner
@@ -56,11 +58,11 @@ def test_result_is_that_of_the_tuner(tmp_path, monkeypatch, searcher):
     (tmp_path / "nni").mkdir()
     monkeypatch.setattr("spos.search.tuner.NniServer", QuietServer)
     monkeypatch.setattr("spos.search.tuner.POLL_SECONDS", 0.01)
-    toy_table().save(tmp_path / "cost.json")
+    toy_table(toy_spec(has_channels=searcher == "two_stage")).save(tmp_path / "cost.json")
     monkeypatch.chdir(tmp_path / "nni")
     monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path))
     arguments = {"searcher": searcher, "rounds": 3, "population": 6, "seed": 1}
-    arguments["constraints"] = {"macs": [0, 5_500]}
+    arguments |= {"constraints": {"macs": [0, 5_500]}, "objective": {"default": 1, "macs": -1e-5}}
     driven = SearchTuner(cost_table=str(tmp_path / "cost.json"), **arguments)
     for number in range(18):
         (choices,) = driven.generate_multiple_parameters([number])
@@ -193,6 +195,21 @@ def test_command_searches_and_shows_the_front(folder, capsys):
     assert json.loads((folder / "best.json").read_text())["choices"] == best.choices
 
 
+def test_command_runs_a_named_tuner_with_an_objective(folder, capsys):
+    toy_table(toy_spec(has_channels=True)).save(folder / "supernet" / "cost.json")
+    arguments = {"objective": {"default": 1, "macs": "-1e-5"}, "rounds": 2, "population": 6}
+    tuner = {"className": "spos.search.tuner.TwoStageTuner", "classArgs": arguments}
+    (folder / "config.yml").write_text(yaml.safe_dump({"tuner": tuner}))
+    flags = ["--config", "config.yml", "--run-dir", "supernet", "--output-dir", "out"]
+    assert main(["search", "run", *flags]) == 0
+    assert "score: default - 1e-05 macs" in capsys.readouterr().out
+    entries = read_entries(folder / "out")
+    assert len(entries) == 12
+    assert all(
+        each.score == toy_score(each.choices) - 1e-5 * each.metrics["macs"] for each in entries
+    )
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -209,3 +226,21 @@ def test_configuration_without_one_of_our_tuners_is_refused(folder, content):
     (folder / "config.yml").write_text(content)
     with pytest.raises(ConfigError, match=r"config\.yml.*className"):
         main(["search", "run", "--config", "config.yml", "--run-dir", "supernet"])
+
+
+def test_state_says_what_the_limits_were(tmp_path):
+    limits = (Constraint("macs", high=1e9), Constraint("params", 0, 5_000_000))
+    method = build_method("random", {"rounds": 1, "population": 2})
+    run_search(Search(FeasibleSpace(toy_table(), limits), method), toy_score, folder=tmp_path)
+    progress = read_progress(tmp_path / "search.json")
+    assert progress and progress.constraints == limits
+    assert progress.space == toy_table().spec.space
+    state = json.loads((tmp_path / "search.json").read_text())
+    (tmp_path / "old.json").write_text(
+        json.dumps({name: each for name, each in state.items() if name != "constraints"})
+    )
+    older = read_progress(tmp_path / "old.json")
+    assert older and older.constraints is None
+    (tmp_path / "old.json").write_text(json.dumps({**state, "constraints": {"macs": "many"}}))
+    with pytest.raises(SearchError, match="old.json: is not the state of a search"):
+        read_progress(tmp_path / "old.json")

@@ -208,7 +208,12 @@ def test_watching_ends_when_done(tmp_path, quick):
 
 
 def write_state(folder, *, problem=None, is_exhausted=False):
-    search = {"settings": {"rounds": 3, "population": 4}, "is_exhausted": is_exhausted}
+    search = {
+        "space": "toy",
+        "options": {},
+        "settings": {"rounds": 3, "population": 4},
+        "is_exhausted": is_exhausted,
+    }
     (folder / "checkpoint").mkdir()
     path = folder / "checkpoint" / "search.json"
     path.write_text(json.dumps({"version": 1, "problem": problem, "search": search}))
@@ -226,7 +231,7 @@ def test_search_that_ends_early_says_why(tmp_path, quick, capsys, is_exhausted, 
 
 def test_progress_is_read_from_the_state(tmp_path):
     path = write_state(tmp_path)
-    assert read_progress(path) == Progress(12, False, None)
+    assert read_progress(path) == Progress(12, False, None, "toy")
     assert read_progress(tmp_path / "nothing.json") is None
     path.write_text("{}")
     with pytest.raises(SearchError, match="search.json"):

@@ -26,10 +26,12 @@ from spos.search.feasible import FeasibleSpace
 from spos.search.searcher import MAX_ATTEMPTS, Method, Search
 
 LIMIT = Constraint("macs", high=24_500)
+BLOCKS = ("k3", "k5", "k7")
 
 
 def make_search(name, *, num_layers=20, constraints=(LIMIT,), **changes) -> Search:
-    space = FeasibleSpace(toy_table(toy_spec(num_layers)), constraints)
+    spec = toy_spec(num_layers, has_channels=name == "two_stage")
+    space = FeasibleSpace(toy_table(spec), constraints)
     return Search(space, build_method(name, {"rounds": 4, "population": 12, **changes}))
 
 
@@ -108,7 +110,7 @@ def test_failed_candidates_are_retried_once(name):
     )
 
 
-@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("num_layers", [2, 3])
 def test_exhausted_space_finishes_the_search(name, num_layers):
     search = make_search(name, num_layers=num_layers, constraints=(), population=50)
     assert len(run(search)) == 4**num_layers
@@ -198,7 +200,7 @@ class SearchMachine(RuleBasedStateMachine):
     method: Method
 
     def make(self) -> Search:
-        spec = SearchSpec("toy", {}, dict.fromkeys(["a", "b", "c"], ("k3", "k5", "k7")))
+        spec = SearchSpec("toy", {}, {"a": BLOCKS, "channel_1": (2, 4, 6), "c": BLOCKS})
         space = FeasibleSpace(toy_table(spec), [Constraint("macs", high=1700)])
         return Search(space, self.method)
 

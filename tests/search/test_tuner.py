@@ -15,7 +15,7 @@ from spos.search import tuner as tuner_module
 from spos.search.arguments import ExperimentPaths
 from spos.search.nni_server import NniServer, NniTrial
 from spos.search.results import read_entries
-from spos.search.tuner import PAIRED_VARIABLE, EvolutionTuner
+from spos.search.tuner import PAIRED_VARIABLE, EvolutionTuner, SearchTuner
 
 
 class Dispatcher:
@@ -64,7 +64,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make_tuner(folder, **changes) -> EvolutionTuner:
+def make_tuner(folder, **changes) -> SearchTuner:
     arguments = {"population": 6, "rounds": 3, "seed": 1, **changes}
     tuner = EvolutionTuner(cost_table=str(folder / "cost.json"), **arguments)
     tuner.update_search_space(toy_spec().search_space())

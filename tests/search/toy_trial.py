@@ -21,12 +21,18 @@ from spos.files import read_json, write_json
 from spos.search.trial import in_trial, start_trial
 
 CANDIDATES = ("k3", "k5", "k7", "xcep")
+WIDTHS = (2, 4, 6, 8)
 NUM_LAYERS = 8
 
 
-def toy_spec(num_layers: int = NUM_LAYERS) -> SearchSpec:
-    labels = [f"layer_{number}" for number in range(1, num_layers + 1)]
-    return SearchSpec("toy", {"image_size": 32}, dict.fromkeys(labels, CANDIDATES))
+def toy_spec(num_layers: int = NUM_LAYERS, *, has_channels: bool = False) -> SearchSpec:
+    """Choices of a block in each layer; with channels every second choice is a width instead."""
+    choices: dict[str, tuple] = {}
+    for number in range(1, num_layers + 1):
+        is_width = has_channels and number % 2 == 0
+        label = f"channel_{number // 2}" if is_width else f"layer_{number}"
+        choices[label] = WIDTHS if is_width else CANDIDATES
+    return SearchSpec("toy", {"image_size": 32}, choices)
 
 
 def toy_table(spec: SearchSpec | None = None) -> CostTable:
@@ -52,19 +58,21 @@ def toy_score(choices) -> float:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fail", choices=["never", "report", "die", "always"], default="never")
+    parser.add_argument("--channels", action="store_true", help="a space with widths to choose")
     parser.add_argument("--folder", type=Path, default=Path())
     parser.add_argument("--hang", metavar="ID")
     parser.add_argument("--log-gpu", action="store_true", help="write down which GPU it was given")
     parser.add_argument("--seconds", type=float, default=0.0)
     args = parser.parse_args()
+    spec = toy_spec(has_channels=args.channels)
     if path := os.environ.get("NNI_GEN_SEARCH_SPACE"):
-        write_json(path, toy_spec().search_space())
-        toy_table().save(Path(path).with_name("cost.json"))
+        write_json(path, spec.search_space())
+        toy_table(spec).save(Path(path).with_name("cost.json"))
         return 0
     if not in_trial():
         raise SystemExit("not in a trial")
     trial = start_trial()
-    arch = toy_spec().architecture(trial.parameters)
+    arch = spec.architecture(trial.parameters)
     saved = args.folder / "results" / f"{arch.id}.json"
     if saved.exists():  # NNI may run a trial again that had its result
         trial.report_final(read_json(saved))

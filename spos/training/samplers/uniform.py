@@ -1,35 +1,23 @@
-"""Which path each training step trains: samplers that are functions of (seed, step) alone.
+"""Paths that are spread evenly: over the candidates, or over a cost.
 
-Imports `spos.architecture`, `spos.cost` and numpy; never torch.
+Imports `spos.architecture`, `spos.cost`, `spos.data.counter_random`, `spos.errors` and numpy;
+never torch.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from spos.architecture import Candidate, SearchSpec
 from spos.cost.axis import CostAxis, table_moments
 from spos.cost.table import Constraint, CostTable
+from spos.data.counter_random import counter_generator
 from spos.errors import ConstraintError
 
 MAX_DRAWS = 10_000
 MAX_TRIALS = 100  # for a bin's first architecture: one that is harder to hit is left out
-
-
-class PathSampler(Protocol):
-    """Chooses the path of a training step.
-
-    The path depends on the step and on what the sampler was built with, so that all ranks train the
-    same path without talking about it and a resumed run continues with the path it would have had.
-    """
-
-    def sample(self, step: int) -> dict[str, Candidate]:
-        """The choices of training step ``step``."""
-        ...
 
 
 class UniformSampler:
@@ -41,7 +29,7 @@ class UniformSampler:
 
     def sample(self, step: int) -> dict[str, Candidate]:
         """The choices of training step ``step``."""
-        draws = counter_draws(self._seed, step, len(self._choices))
+        draws = counter_generator(self._seed, step).random(len(self._choices)).tolist()
         return {
             label: candidates[int(draw * len(candidates))]
             for (label, candidates), draw in zip(self._choices, draws, strict=True)
@@ -153,39 +141,3 @@ class CostUniformSampler:
             if left <= cost < right or (is_last and cost == right):
                 return choices
         return None
-
-
-def counter_generator(seed: int, step: int, *, stream: int = 0) -> np.random.Generator:
-    """A random generator that is a function of its arguments alone."""
-    key = [seed % 2**64, stream]
-    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, step]))
-
-
-def counter_draws(seed: int, step: int, count: int) -> Sequence[float]:
-    """``count`` uniform numbers in [0, 1) that are a function of (seed, step) alone."""
-    return counter_generator(seed, step).random(count).tolist()
-
-
-def build_sampler(
-    name: str, table: CostTable, *, seed: int, macs_range: tuple[float, float] | None = None
-) -> PathSampler:
-    """The sampler called ``name``, one of `SAMPLERS`."""
-    if name == "uniform":
-        return UniformSampler(table.spec, seed=seed)
-    if name == "fair":
-        return FairSampler(table.spec, seed=seed)
-    low, high = macs_range or PUBLISHED_RANGES.get(_setting(table), (None, None))
-    return CostUniformSampler(table, seed=seed, low=low, high=high)
-
-
-SAMPLERS = ("uniform", "macs-uniform", "fair")
-
-# (space, image size, classes) -> the range of MACs that the authors trained with.
-PUBLISHED_RANGES: Mapping[tuple, tuple[float, float]] = {
-    ("shufflenetv2", 224, 1000): (290_000_000, 360_000_000)
-}
-
-
-def _setting(table: CostTable) -> tuple:
-    options = table.spec.options
-    return table.spec.space, options.get("image_size"), options.get("num_classes")

@@ -1,0 +1,173 @@
+"""Candidates a minute through real NNI trials: ours against one fresh process for each.
+
+    python benchmarks/candidate_evaluation.py --data-dir data/cifar10 --rounds 3
+
+The baseline is what the published systems do: a trial imports NNI and torch, loads the checkpoint,
+builds the loaders, lets BatchNorm's running averages see 200 batches and validates, in contiguous
+fp32. Both search the same supernet at the same settings; weights are untrained, which costs the
+same. Rates count from the first result on, so the start of NNI and of our evaluator are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+from pathlib import Path
+
+from interleave import interleave, print_configuration, print_rates
+from nni_search import ROOT, Finished, count_choices, make_run, read_evaluation_seconds, run_search
+
+BASELINE_TRIAL = "--baseline-trial"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work-dir", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--data-dir", type=Path, default=Path("data/cifar10"))
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--calibration", type=int, default=2000, help="images")
+    parser.add_argument("--validation", type=int, default=2000, help="images")
+    parser.add_argument("--batches", type=int, default=200, help="of the baseline's recalibration")
+    parser.add_argument("--candidates", type=int, default=8, help="of each search")
+    parser.add_argument("--rounds", type=int, default=3, help="searches of each kind")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2], help="of the trials")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, both kinds")
+    parser.add_argument(BASELINE_TRIAL, type=Path, metavar="RUN_DIR", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.baseline_trial:
+        run_baseline_trial(args)
+        return
+    work = args.work_dir.resolve()
+    run = work / f"supernet_{args.image_size}_{args.calibration}_{args.validation}"
+    make_run(
+        run, args.data_dir, image_size=args.image_size,
+        calibration=args.calibration, validation=args.validation,
+    )  # fmt: skip
+    seeds = iter(range(10**6))
+    overheads: list[float] = []
+
+    def measure(command: list[str], concurrency: int, *, is_ours: bool) -> float:
+        before = len(read_evaluation_seconds(run))
+        done = run_search(
+            work / "search", command, candidates=args.candidates, concurrency=concurrency,
+            seed=next(seeds),
+        )  # fmt: skip
+        assert count_choices(done.entries) == args.candidates, "a candidate was lost"
+        if is_ours and concurrency == 1:
+            overheads.append(_overhead(done, read_evaluation_seconds(run)[before:]))
+        return done.per_minute()
+
+    variants = {}
+    baseline, ours = trial_commands(args, run)
+    for name, command in (("baseline", baseline), ("ours", ours)):
+        for count in args.concurrency:
+            variants[f"{name}, {count} at a time"] = lambda command=command, count=count: measure(
+                command, count, is_ours=command is ours
+            )
+    rates = interleave(variants, rounds=args.rounds, warmup=0)
+    print_configuration(
+        space="shufflenetv2", image_size=args.image_size, calibration=args.calibration,
+        validation=args.validation, candidates=args.candidates, threads=args.threads,
+        baseline_batches=args.batches,
+    )  # fmt: skip
+    print_rates(rates, unit="candidates/min")
+    if overheads:
+        print(f"from a trial's end to the next report, without evaluation, 1 at a time: "
+              f"{statistics.median(overheads):.2f} s")  # fmt: skip
+
+
+def trial_commands(args: argparse.Namespace, run: Path) -> tuple[list[str], list[str]]:
+    """Words of the baseline's trial command and of ours."""
+    ours = [sys.executable, f"{ROOT}/tester.py", "--run-dir", f"{run}", "--device", "cpu",
+            "--threads", f"{args.threads}"]  # fmt: skip
+    baseline = [
+        sys.executable, f"{ROOT}/benchmarks/candidate_evaluation.py", BASELINE_TRIAL, f"{run}",
+        "--threads", f"{args.threads}", "--batches", f"{args.batches}",
+    ]  # fmt: skip
+    return baseline, ours
+
+
+def _overhead(done: Finished, seconds: list[float]) -> float:
+    """Seconds between two results beyond the evaluation, mean of a search."""
+    assert len(seconds) == len(done.times), "not every candidate was evaluated by the evaluator"
+    between = (done.times[-1] - done.times[0]) / (len(done.times) - 1)
+    return between - statistics.mean(seconds[1:])
+
+
+# --- the baseline's trial ------------------------------------------------------------------------
+
+
+def run_baseline_trial(args: argparse.Namespace) -> None:
+    """Evaluate one candidate as the published systems do, in this process."""
+    sys.path.insert(0, str(ROOT))
+    if "NNI_GEN_SEARCH_SPACE" in os.environ:
+        os.execv(sys.executable, [sys.executable, f"{ROOT}/tester.py", "--run-dir",
+                                  str(args.baseline_trial)])  # fmt: skip
+    import nni
+    import torch
+
+    from spos.evaluation.build import open_supernet_run
+    from spos.spaces import build_space
+    from spos.supernet import Supernet
+    from spos.training.checkpoint import load_checkpoint
+
+    choices = nni.get_next_parameter()
+    torch.set_num_threads(args.threads)
+    run = open_supernet_run(args.baseline_trial)
+    config = run.settings.config
+    space = build_space(config["space"], options=config["options"], affine=config["affine"])
+    supernet = Supernet(space)
+    supernet.load_state_dict(load_checkpoint(run.checkpoint())["network"])
+    supernet.activate(choices)
+    calibration, validation = baseline_loaders(run, args.batches)
+    with torch.no_grad():
+        supernet.train()
+        for module in supernet.active_modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.reset_running_stats()
+        for _, (images, _) in zip(range(args.batches), calibration, strict=False):
+            supernet(images)
+        supernet.eval()
+        hits = count = 0
+        for images, labels in validation:
+            hits += (supernet(images).argmax(1) == labels).sum().item()
+            count += len(labels)
+    nni.report_final_result({"default": hits / count, "arch": choices})
+
+
+def baseline_loaders(run, num_batches: int):
+    """Shuffled calibration batches and validation batches, decoded by two workers."""
+    from torch.utils.data import DataLoader, Subset
+    from torchvision import datasets, transforms
+
+    from spos.data.split import load_split
+
+    config = run.settings.config
+    size = config["options"]["image_size"]
+    transform = transforms.Compose([
+        transforms.Resize((size, size)), transforms.ToTensor(),
+        transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ])  # fmt: skip
+    images = datasets.ImageFolder(f"{run.settings.runtime['data_dir']}/train", transform)
+    held_out = set(load_split(run.path / "split.json").held_out)
+    root = Path(images.root)
+    validation, training = [], []
+    for index, (path, _) in enumerate(images.samples):
+        name = Path(path).relative_to(root).as_posix()
+        (validation if name in held_out else training).append(index)
+    count = config["calibration_images"]
+    step = max(1, len(training) // count)
+    calibration = Subset(images, training[::step][:count])
+    batch = max(1, count // num_batches)
+    return (
+        DataLoader(calibration, batch, shuffle=True, num_workers=2),
+        DataLoader(Subset(images, validation), 200, num_workers=2),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""`python -m spos sample`: which paths a sampler draws, without training.
+
+Imports the samplers; `spos.cost.counting` with torch for a search space, matplotlib for a plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spos.cost.table import Constraint, CostTable
+from spos.errors import ConfigError
+from spos.files import parse_json
+from spos.training.samplers import BOXED, SAMPLERS, build_sampler
+from spos.training.samplers.arguments import add_path_flags, parse_path_ranges, parse_warmup
+from spos.training.samplers.coverage import (
+    AXES,
+    CELLS,
+    COARSE_CELLS,
+    Coverage,
+    find_box,
+    measure_coverage,
+)
+
+COMPARED = ("uniform", *BOXED)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the flags."""
+    parser.add_argument(
+        "target",
+        metavar="SPACE|FILE|DIR",
+        help="a search space, a cost table (cost.json), or the run folder of supernet.py",
+    )
+    parser.add_argument("--space-options", metavar="JSON", help="options of the search space")
+    parser.add_argument(
+        "--sampler",
+        nargs="+",
+        choices=SAMPLERS,
+        metavar="NAME",
+        help=f"any of {', '.join(SAMPLERS)} ({', '.join(COMPARED)} if there is a box)",
+    )
+    add_path_flags(parser)
+    parser.add_argument("--draws", type=int, default=5040, help="steps of an epoch (%(default)s)")
+    parser.add_argument("--epoch", type=int, default=1, help="that is drawn (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the samplers (%(default)s)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw MACs against parameters")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw from each sampler and print how the draws cover the box."""
+    for name in ("draws", "epoch"):
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name} {getattr(args, name)}: expected at least 1")
+    ranges = parse_path_ranges(args.path_range)
+    parse_warmup(args.channel_warmup)  # before a table is built for minutes
+    names = args.sampler or (COMPARED if ranges else COMPARED[:1])
+    table = _open_table(args.target, args.space_options)
+    box = find_box(table, ranges)
+    draws = {name: _draw(name, table, ranges, args) for name in names}
+    covered = {name: measure_coverage(costs, box) for name, costs in draws.items()}
+    if args.json:
+        print(json.dumps(_as_json(table, box, draws, covered)))
+    else:
+        print(_describe(box, covered))
+    if args.plot:
+        _plot(draws, covered, box, args.plot)
+    return 0
+
+
+def _open_table(target: str, space_options: str | None) -> CostTable:
+    path = Path(target)
+    if path.exists():
+        if space_options:
+            raise ConfigError(f"--space-options: {target} has options of its own; leave them out")
+        return CostTable.load(path / "cost.json" if path.is_dir() else path)
+    options: Any = {}
+    if space_options:
+        options = parse_json(space_options, source="--space-options", error=ConfigError)
+        if not isinstance(options, dict):
+            raise ConfigError(f"--space-options {space_options}: expected an object")
+    from spos.spaces import SPACES, load_space_class
+
+    if target not in SPACES and ":" not in target:
+        raise ConfigError(
+            f"{target}: is neither a file nor a folder nor a search space; there are "
+            f"{', '.join(SPACES)}, and your own as package.module:Class"
+        )
+    load_space_class(target, allow_import=True)
+    from spos.convert.architectures import default_spec
+    from spos.cost.counting import build_cost_table
+
+    return build_cost_table(target, options=default_spec(target, **options).options)
+
+
+def _draw(
+    name: str, table: CostTable, ranges: Sequence[Constraint], args: argparse.Namespace
+) -> np.ndarray:
+    """(draws, 2): the `AXES` of the paths of one epoch."""
+    if name == "macs-uniform":
+        ranges = [each for each in ranges if each.metric == "macs"]
+    elif name not in BOXED:
+        ranges = ()
+    sampler = build_sampler(
+        name,
+        table,
+        seed=args.seed,
+        steps_per_epoch=args.draws,
+        ranges=ranges,
+        warmup=parse_warmup(args.channel_warmup),
+    )
+    costs = np.empty((args.draws, len(AXES)))
+    first = (args.epoch - 1) * args.draws
+    for number in range(args.draws):
+        path = sampler.sample(first + number)
+        costs[number] = [table.cost(path, metric) for metric in AXES]
+        if sys.stderr.isatty() and number % 100 == 99:
+            sys.stderr.write(f"\r{name}: {number + 1} of {args.draws} paths")
+    if sys.stderr.isatty():
+        sys.stderr.write("\n")
+    return costs
+
+
+def _describe(box: Sequence[Constraint], covered: Mapping[str, Coverage]) -> str:
+    shape, coarse = (f"{cells[0]} x {cells[1]}" for cells in (CELLS, COARSE_CELLS))
+    bounds = " and ".join(f"{each.metric} {each.low:,.0f} to {each.high:,.0f}" for each in box)
+    lines = [
+        f"coverage of {bounds} by a grid of {shape}, normalised entropy over it and over {coarse}",
+        f"{'sampler':12s}  {'inside':>8s}  {'cells':>8s}  {shape:>8s}  {coarse:>8s}",
+    ]
+    for name, each in covered.items():
+        cells = f"{each.occupied}/{CELLS[0] * CELLS[1]}"
+        lines.append(
+            f"{name:12s}  {each.inside:8.1%}  {cells:>8s}  {each.entropy:8.3f}  "
+            f"{each.coarse_entropy:8.3f}"
+        )
+    return "\n".join(lines)
+
+
+def _as_json(
+    table: CostTable,
+    box: Sequence[Constraint],
+    draws: Mapping[str, np.ndarray],
+    covered: Mapping[str, Coverage],
+) -> dict[str, Any]:
+    samplers = {
+        name: {
+            **dataclasses.asdict(each),
+            "mean": dict(zip(AXES, draws[name].mean(axis=0).tolist(), strict=True)),
+        }
+        for name, each in covered.items()
+    }
+    return {
+        "space": table.spec.space,
+        "options": dict(table.spec.options),
+        "box": {each.metric: [each.low, each.high] for each in box},
+        "cells": CELLS[0] * CELLS[1],
+        "samplers": samplers,
+    }
+
+
+def _plot(
+    draws: Mapping[str, np.ndarray],
+    covered: Mapping[str, Coverage],
+    box: Sequence[Constraint],
+    path: Path,
+) -> None:
+    import matplotlib.figure
+    from matplotlib.patches import Rectangle
+
+    figure = matplotlib.figure.Figure(figsize=(4.5 * len(draws), 4.5), layout="constrained")
+    axes = figure.subplots(1, len(draws), squeeze=False, sharex=True, sharey=True)[0]
+    (low, high), (least, most) = ((each.low / 1e6, each.high / 1e6) for each in box)
+    for axis, (name, costs) in zip(axes, draws.items(), strict=True):
+        axis.scatter(*(costs / 1e6).T, s=3, alpha=0.4, linewidths=0)
+        axis.add_patch(
+            Rectangle((low, least), high - low, most - least, fill=False, linestyle="--")
+        )
+        axis.set(
+            title=f"{name}: {covered[name].occupied} of {CELLS[0] * CELLS[1]} cells",
+            xlabel="MACs, millions",
+        )
+    axes[0].set_ylabel("parameters, millions")
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as problem:
+        raise ConfigError(f"--plot {path}: cannot be written ({problem})") from None

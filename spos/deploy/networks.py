@@ -1,0 +1,205 @@
+"""Any file that we deploy as one thing: a module from images to logits that knows its images.
+
+Imports `spos.architecture`, `spos.data`, `spos.deploy.onnx_export`, `spos.errors`, `spos.files`,
+`spos.spaces`, `spos.subnet` and torch; onnxruntime for an ONNX file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spos.architecture import Architecture, parse_architecture
+from spos.data.preprocessing import Preprocessing
+from spos.deploy.onnx_export import FORMAT, require_onnx
+from spos.errors import CheckpointError, ConfigError, DataError
+from spos.files import parse_json, read_bytes
+from spos.spaces import default_image_size
+from spos.subnet import load_subnet, read_classes, read_preprocessing
+
+MAX_ONNX_BYTES = 2**31  # what its format can hold
+
+
+class OnnxNetwork(nn.Module):
+    """A network that ONNX Runtime runs on the CPU, to be used like any other.
+
+    Args:
+        model: bytes of a model that `export_onnx` or `quantize` made.
+        source: begins error messages.
+        threads: that an operation may use.
+
+    Attributes:
+        arch: its architecture.
+        preprocessing: what its images need.
+        classes: names of its classes, or None.
+
+    Raises:
+        CheckpointError: if it is damaged, no model of ours, or refers to other files.
+    """
+
+    def __init__(self, model: bytes, *, source: str, threads: int = 1) -> None:
+        super().__init__()
+        self._session = open_session(model, source=source, threads=threads)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        if metadata.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{source}: is an ONNX model, but not one of ours (it does not say how its images "
+                "are to be prepared); export one with `python -m spos export`"
+            )
+        where = f"{source}, its architecture"
+        self.arch: Architecture = parse_architecture(metadata.get("architecture", ""), source=where)
+        described = parse_json(
+            metadata.get("preprocessing", ""), source=f"{source}, its preprocessing",
+            error=CheckpointError,
+        )  # fmt: skip
+        self.preprocessing: Preprocessing = read_preprocessing(described, source)
+        self.classes: tuple[str, ...] | None = None
+        if "classes" in metadata:
+            self.classes = read_classes(metadata["classes"], source)
+        (given,) = self._session.get_inputs()
+        self._input, self.image_size = given.name, int(given.shape[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Preprocessed images (N, 3, H, W) to logits (N, classes)."""
+        (logits,) = self._session.run(None, {self._input: images.contiguous().numpy()})
+        return torch.from_numpy(logits)
+
+
+def open_session(model: bytes, *, source: str, threads: int = 1, options: Any = None) -> Any:
+    """An `onnxruntime.InferenceSession` on the CPU.
+
+    Args:
+        model: bytes of an ONNX model.
+        source: begins error messages.
+        threads: that an operation may use.
+        options: `onnxruntime.SessionOptions` to begin with.
+
+    Raises:
+        CheckpointError: if the bytes are no model that can be run, or need other files.
+        ConfigError: if onnxruntime is not installed.
+    """
+    require_onnx()
+    import onnx
+    import onnxruntime
+
+    try:
+        parsed = onnx.load_model_from_string(model)
+        # Weights in other files could name any file of this machine.
+        if any(each.external_data for each in parsed.graph.initializer):
+            raise CheckpointError(f"{source}: has weights in other files, which are not read")
+        options = options or onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except CheckpointError:
+        raise
+    except Exception as problem:  # the runtime has a dozen classes for what is wrong with a model
+        raise CheckpointError(
+            f"{source}: is damaged or not an ONNX model that can be run "
+            f"({str(problem).splitlines()[0][:200]})"
+        ) from None
+
+
+def open_network(path: Path | str, *, threads: int = 1) -> Any:
+    """The network of a ``.safetensors`` file, an exported folder or an ``.onnx`` file.
+
+    It has the attributes ``arch``, ``preprocessing``, ``classes`` (either may be None in the first)
+    and ``image_size``.
+
+    Args:
+        path: the file or folder.
+        threads: of an ONNX model.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or an architecture without weights.
+    """
+    path = Path(path)
+    if path.suffix == ".onnx":
+        model = read_bytes(path, error=CheckpointError, max_bytes=MAX_ONNX_BYTES)
+        return OnnxNetwork(model, source=str(path), threads=threads)
+    if path.suffix != ".safetensors" and not path.is_dir():
+        raise CheckpointError(
+            f"{path}: is no trained network; expected a .safetensors file, a folder of `python -m "
+            "spos export --hub-dir` or an .onnx file. An architecture has no weights: train it "
+            "(`python scratch.py --fixed-arc FILE`), or convert weights that you have (`python -m "
+            "spos convert`)"
+        )
+    network: Any = load_subnet(path)
+    network.image_size = default_image_size(network.arch.space, options=network.arch.options)
+    return network
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two networks agree on the same images.
+
+    Attributes:
+        difference: the largest difference of a logit.
+        largest: the largest logit of the first network, in absolute value.
+        same_top1: fraction of the images that both give the same class.
+        num_images: images compared.
+    """
+
+    difference: float
+    largest: float
+    same_top1: float
+    num_images: int
+
+    def check(self, tolerance: float, *, what: str) -> None:
+        """Refuse networks that are not the same function.
+
+        Args:
+            tolerance: largest difference, for logits up to 1; for larger ones in proportion, since
+                float32 rounds in proportion.
+            what: of the two, for the message.
+
+        Raises:
+            ConfigError: saying how far they are apart.
+        """
+        is_close = self.difference <= tolerance * max(1.0, self.largest)
+        if not is_close or self.same_top1 < 1:
+            raise ConfigError(
+                f"{what}: a logit differs by {self.difference:.2e} (allowed: {tolerance:g} for "
+                f"logits up to 1, here up to {self.largest:.3g}), the first class agrees on "
+                f"{100 * self.same_top1:.2f} % of {self.num_images} images; nothing was written. "
+                "Does the network do other things in evaluation than in its forward's one path?"
+            )
+
+
+@torch.inference_mode()
+def compare_networks(
+    first: nn.Module, second: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
+) -> Agreement:
+    """Run both on the same preprocessed images.
+
+    Raises:
+        DataError: if there is no image.
+    """
+    first.eval()
+    second.eval()
+    difference = largest = 0.0
+    same = count = 0
+    for images, _ in batches:
+        one, other = first(images), second(images)
+        difference = max(difference, (one - other).abs().max().item())
+        largest = max(largest, one.abs().max().item())
+        same += int((one.argmax(1) == other.argmax(1)).sum())
+        count += len(images)
+    if not count:
+        raise DataError("two networks were to be compared on no images")
+    return Agreement(difference, largest, same / count, count)
+
+
+def check_knows_its_images(network: Any, source: Path | str) -> None:
+    """Raise a ConfigError unless the preprocessing of a network's images is known."""
+    if network.preprocessing is None:
+        raise ConfigError(
+            f"{source}: does not say how its images are to be prepared; write it once more with "
+            "`python -m spos convert FILE OUT.safetensors --preprocessing standard` (or spos)"
+        )

@@ -1,0 +1,340 @@
+"""What a report is about: training runs and searches, read as far as they have been written.
+
+Imports `spos.cost.table`, `spos.errors`, `spos.files`, `spos.search`, `spos.training.run_folder`.
+
+A reader here never gives up on a run: what cannot be read becomes one of its ``problems``, which
+the page shows in place of what is missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from spos.architecture import Architecture
+from spos.cost.table import Constraint
+from spos.errors import ConfigError, SearchError, SposError
+from spos.files import read_journal
+from spos.search.launch import KnownExperiment, find_experiment, is_alive, list_experiments
+from spos.search.record import Progress, read_progress
+from spos.search.results import BEST, JOURNAL, STATE_FILE, Entry, read_entries
+from spos.training.run_folder import RunSettings, read_settings
+
+METRICS = "metrics.jsonl"
+MAX_NUMBER = 1e15  # beyond it nothing of ours measures anything, and no axis is readable
+MAX_LABELS = 400
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over the steps of a training."""
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+    @property
+    def last(self) -> float:
+        """The newest value."""
+        return self.values[-1]
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run folder of supernet.py or scratch.py, as far as it goes.
+
+    Attributes:
+        path: the folder.
+        stage: ``supernet`` or ``scratch``; ``run`` if ``args.json`` cannot be read.
+        config: the settings that results depend on.
+        curves: metric name, such as ``val/top1``, -> its curve; only those with a number.
+        last_time: of the newest record, in seconds since 1970; None without one.
+        problems: what could not be read.
+    """
+
+    path: Path
+    stage: str
+    config: Mapping[str, Any]
+    curves: Mapping[str, Curve]
+    last_time: float | None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def num_steps(self) -> int:
+        """Steps recorded so far."""
+        return max((curve.steps[-1] for curve in self.curves.values()), default=0)
+
+    @property
+    def num_planned(self) -> int | None:
+        """Steps of the whole recipe, if the settings tell."""
+        config = {"held_out": 0, **self.config}
+        numbers = [config.get(name) for name in ("num_train", "held_out", "epochs", "batch_size")]
+        num_train, held_out, epochs, batch_size = (
+            each if type(each) is int and 0 <= each < MAX_NUMBER else -1 for each in numbers
+        )
+        if min(num_train, held_out, epochs) < 0 or batch_size < 1:
+            return None
+        return epochs * ((num_train - held_out) // batch_size)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the recipe was carried out."""
+        return bool(self.num_planned) and self.num_steps >= (self.num_planned or 0)
+
+
+@dataclass(frozen=True)
+class SearchRun:
+    """A search, as far as it goes.
+
+    Attributes:
+        folder: of ``search.jsonl`` and ``checkpoints``.
+        id: NNI's id of the experiment; None for a search without NNI.
+        url: of NNI's own page, if its server runs on this machine.
+        entries: settled candidates, oldest first.
+        progress: what the saved state says; None if there is none yet.
+        problems: what could not be read.
+    """
+
+    folder: Path
+    id: str | None
+    url: str | None
+    entries: tuple[Entry, ...]
+    progress: Progress | None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def ranking(self) -> list[Entry]:
+        """The scored candidates, best first, of equals the older."""
+        scored = [each for each in self.entries if each.score is not None]
+        return sorted(scored, key=score_of, reverse=True)
+
+    @property
+    def best_path(self) -> Path | None:
+        """The file of the best architecture, once it is there."""
+        path = self.folder / BEST
+        return path if path.is_file() else None
+
+    @property
+    def constraints(self) -> tuple[Constraint, ...] | None:
+        """The box that candidates stay in; None if the state does not say."""
+        return self.progress.constraints if self.progress else None
+
+    def architecture(self, entry: Entry) -> Architecture | None:
+        """A candidate as an architecture; None while it is not known of which space it is."""
+        if self.progress is None or not self.progress.space:
+            return None
+        space, options = self.progress.space, self.progress.options
+        return Architecture(space, options, entry.choices, entry.metrics)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """All that one report is about."""
+
+    runs: tuple[TrainingRun, ...] = ()
+    searches: tuple[SearchRun, ...] = ()
+    problems: tuple[str, ...] = field(default_factory=tuple)
+
+    def of_stage(self, stage: str) -> list[TrainingRun]:
+        """The training runs of a stage."""
+        return [run for run in self.runs if run.stage == stage]
+
+
+def collect(targets: Sequence[str], *, experiments_dir: Path | None = None) -> Sources:
+    """Read what the targets name.
+
+    Args:
+        targets: each a run folder, the folder of a search or of an NNI experiment, a folder that
+            holds such folders, or the id of an experiment.
+        experiments_dir: where ids are looked up; ``~/nni-experiments`` by default.
+
+    Raises:
+        SearchError: if a target is neither a folder nor the id of an experiment.
+    """
+    runs: dict[Path, TrainingRun] = {}
+    searches: dict[Path, SearchRun] = {}
+    problems = []
+    for target in targets:
+        try:
+            found = _find(target, experiments_dir)
+            for each in found:
+                if _is_run(each):
+                    runs[each.resolve()] = read_run(each)
+                else:
+                    searches[each.resolve()] = read_search(each)
+        except OSError as problem:  # a folder that may not be looked into
+            problems.append(f"{target}: cannot be read ({problem.strerror or problem})")
+            continue
+        if not found:
+            problems.append(
+                f"{target} holds no run yet: there is no args.json, metrics.jsonl or search.jsonl "
+                "in it or in the folders in it"
+            )
+    return Sources(tuple(runs.values()), tuple(searches.values()), tuple(problems))
+
+
+def read_run(path: Path) -> TrainingRun:
+    """A run folder of supernet.py or scratch.py."""
+    problems = []
+    settings = RunSettings("run", {}, {})
+    try:
+        settings = read_settings(path)
+    except SposError as problem:
+        problems.append(str(problem))
+    lines: list[Any] = []
+    try:
+        lines = read_journal(path / METRICS, error=ConfigError)
+    except SposError as problem:
+        problems.append(str(problem))
+    curves: dict[str, tuple[list[int], list[float]]] = {}
+    times = []
+    for line in lines:
+        step = line.get("step") if isinstance(line, dict) else None
+        if type(step) is not int or not 0 <= step < MAX_NUMBER:
+            problems.append(f"{path / METRICS}: a line without a step is left out")
+            continue
+        for name, value in line.items():
+            if name == "time" and is_drawable(value):
+                times.append(value)
+            elif name != "step" and is_drawable(value):
+                steps, values = curves.setdefault(name, ([], []))
+                steps.append(step)
+                values.append(float(value))
+    stage = settings.stage if settings.stage in ("supernet", "scratch") else "run"
+    return TrainingRun(
+        path,
+        stage,
+        settings.config,
+        {name: Curve(tuple(steps), tuple(values)) for name, (steps, values) in curves.items()},
+        max(times, default=None),
+        tuple(dict.fromkeys(problems)),
+    )
+
+
+def read_search(path: Path) -> SearchRun:
+    """A search: the folder of ``search.jsonl``, or the experiment's folder with it in ``log``."""
+    is_experiment = not (path / JOURNAL).exists() and (path / "log").is_dir()
+    is_log = path.name == "log" and (path.parent / "checkpoint").is_dir()
+    experiment = path if is_experiment else path.parent if is_log else None
+    folder = path / "log" if is_experiment else path
+    state = (experiment / "checkpoint" if experiment else folder) / STATE_FILE
+    problems: list[str] = []
+    entries: list[Entry] = []
+    progress = None
+    try:
+        entries = read_entries(folder)
+    except SposError as problem:
+        problems.append(str(problem))
+    try:
+        progress = read_progress(state)
+    except SposError as problem:
+        problems.append(str(problem))
+    good = [checked for each in entries if (checked := _check_entry(each))]
+    if len(good) < len(entries):
+        num_bad = len(entries) - len(good)
+        problems.append(f"{folder / JOURNAL}: {num_bad} lines are not of a search and left out")
+    if progress and progress.problem:
+        problems.append(f"the search stopped: {progress.problem}")
+    known = _known_experiment(experiment) if experiment else None
+    return SearchRun(
+        folder,
+        experiment.resolve().name if experiment else None,
+        _url(known) if known else None,
+        tuple(good),
+        progress,
+        tuple(problems),
+    )
+
+
+def is_drawable(value: Any) -> bool:
+    """Whether a value of a file is a number that an axis can hold."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and abs(value) < MAX_NUMBER
+
+
+def score_of(entry: Entry) -> float:
+    """The score of a scored candidate."""
+    assert entry.score is not None
+    return entry.score
+
+
+def _check_entry(entry: Entry) -> Entry | None:
+    """The entry with the numbers that can be drawn; None if it is none of a search."""
+    choices, metrics = entry.choices, entry.metrics
+    if type(entry.round) is not int or not 0 <= entry.round < MAX_NUMBER:
+        return None
+    if not 0 < len(choices) <= MAX_LABELS or not isinstance(metrics, Mapping):
+        return None
+    if any(type(each) not in (str, int) for each in choices.values()):
+        return None
+    if entry.score is not None and not is_drawable(entry.score):
+        return None
+    numbers = {name: value for name, value in metrics.items() if is_drawable(value)}
+    return Entry(
+        entry.round, entry.id, choices, entry.score, numbers, time=str(entry.time or "")[:40]
+    )
+
+
+# -- where things are ------------------------------------------------------------------------------
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "args.json").exists() or (path / METRICS).exists()
+
+
+def _is_search(path: Path) -> bool:
+    is_nni = (path / "log").is_dir() and any(
+        (path / name).is_dir() for name in ("checkpoint", "db", "environments")
+    )
+    return is_nni or (path / JOURNAL).exists() or (path / "log" / JOURNAL).exists()
+
+
+def _is_source(path: Path) -> bool:
+    return _is_run(path) or _is_search(path)
+
+
+def _find_inside(path: Path) -> list[Path]:
+    """Runs and searches one level down; of a folder of experiments only the latest."""
+    if latest := list_searches(path):
+        return [latest[-1].folder]
+    found = []
+    for each in sorted(path.iterdir()):
+        if each.is_dir() and not each.is_symlink():
+            if _is_source(each):
+                found.append(each)
+            elif latest := list_searches(each):
+                found.append(latest[-1].folder)
+    return found
+
+
+def list_searches(experiments_dir: Path | None) -> list[KnownExperiment]:
+    """The experiments of a folder that have a journal, the latest last."""
+    known = list_experiments(experiments_dir)
+    return [each for each in known if (each.folder / "log" / JOURNAL).exists()]
+
+
+def _find(target: str, experiments_dir: Path | None) -> list[Path]:
+    """The runs and searches that a target names."""
+    path = Path(target)
+    if path.is_dir():
+        return [path] if _is_source(path) else _find_inside(path)
+    try:
+        return [find_experiment(target, experiments_dir).folder]
+    except SearchError as problem:
+        raise SearchError(f"{target}: is no folder, and {problem}") from None
+
+
+def _known_experiment(folder: Path) -> KnownExperiment | None:
+    """NNI's own entry of an experiment, which says whether and where its server runs."""
+    try:
+        known = list_experiments(folder.parent)
+    except SposError:  # NNI's list is damaged: the page has no link then
+        return None
+    return next((each for each in known if each.folder.resolve() == folder.resolve()), None)
+
+
+def _url(known: KnownExperiment) -> str | None:
+    is_up = known.pid is not None and known.status != "STOPPED" and is_alive(known.pid)
+    return f"http://localhost:{known.port}" if is_up and type(known.port) is int else None

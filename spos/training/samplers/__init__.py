@@ -1,0 +1,110 @@
+"""Which path each training step trains: the samplers by name.
+
+Imports `spos.cost.table`, `spos.errors` and the samplers beside it; never torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+
+from spos.cost.table import Constraint, CostTable
+from spos.errors import ConfigError
+from spos.training.samplers.constrained import ConstrainedSampler
+from spos.training.samplers.protocol import PathSampler
+from spos.training.samplers.strolling import StrollingSampler
+from spos.training.samplers.uniform import CostUniformSampler, FairSampler, UniformSampler
+from spos.training.samplers.warmup import Phase, WarmedSampler
+
+SAMPLERS = ("uniform", "fair", "macs-uniform", "constrained", "strolling")
+BOXED = ("constrained", "strolling")  # these need ranges
+
+# (space, image size, classes) -> the range of MACs that the authors trained with.
+PUBLISHED_RANGES: Mapping[tuple, tuple[float, float]] = {
+    ("shufflenetv2", 224, 1000): (290_000_000, 360_000_000)
+}
+
+
+def build_sampler(
+    name: str,
+    table: CostTable,
+    *,
+    seed: int,
+    steps_per_epoch: int = 1,
+    ranges: Sequence[Constraint] = (),
+    warmup: Sequence[Phase] = (),
+) -> PathSampler:
+    """The sampler called ``name``, one of `SAMPLERS`.
+
+    Args:
+        name: of the sampler.
+        table: costs of the space.
+        seed: of all draws.
+        steps_per_epoch: the length of a stroll, and the unit of the warm-up.
+        ranges: bounds on the paths' costs, for `BOXED` samplers; ``macs-uniform`` takes one of
+            MACs (default: the paper's, or three standard deviations on either side of the mean).
+        warmup: phases in which only the widest widths are trained.
+
+    Raises:
+        ConfigError: if these do not go together.
+        ConstraintError: if the ranges cannot be met.
+    """
+    _check_ranges(name, ranges)
+    if name == "macs-uniform" and not ranges:
+        ranges = _published_ranges(table)
+    build = functools.partial(_build, name, steps_per_epoch)
+    if not warmup:
+        return build(table, ranges, seed)
+    return WarmedSampler(build, table, ranges, warmup, seed=seed, steps_per_epoch=steps_per_epoch)
+
+
+def _build(
+    name: str, steps_per_epoch: int, table: CostTable, ranges: Sequence[Constraint], seed: int
+) -> PathSampler:
+    """A sampler without warm-up; a boxed one whose ranges are all held back is uniform."""
+    if name == "fair":
+        return FairSampler(table.spec, seed=seed)
+    if name == "macs-uniform":
+        low, high = _ends(table, ranges[0]) if ranges else (None, None)
+        return CostUniformSampler(table, seed=seed, low=low, high=high)
+    if name == "constrained" and ranges:
+        return ConstrainedSampler(table, ranges, seed=seed)
+    if name == "strolling" and ranges:
+        return StrollingSampler(table, ranges, seed=seed, steps_per_epoch=steps_per_epoch)
+    return UniformSampler(table.spec, seed=seed)
+
+
+def _ends(table: CostTable, given: Constraint) -> tuple[float, float]:
+    """The ends of a range, an open one where the space ends."""
+    low, high = table.bounds(given.metric)
+    return (
+        low if math.isinf(given.low) else given.low,
+        high if math.isinf(given.high) else given.high,
+    )
+
+
+def _published_ranges(table: CostTable) -> list[Constraint]:
+    options = table.spec.options
+    setting = table.spec.space, options.get("image_size"), options.get("num_classes")
+    return [Constraint("macs", *PUBLISHED_RANGES[setting])] if setting in PUBLISHED_RANGES else []
+
+
+def _check_ranges(name: str, ranges: Sequence[Constraint]) -> None:
+    metrics = [each.metric for each in ranges]
+    if len(set(metrics)) < len(metrics):
+        raise ConfigError(f"--path-range: {', '.join(metrics)}: give one range for each cost")
+    if name in BOXED and not ranges:
+        raise ConfigError(
+            f"--sampler {name}: needs the box to draw from, such as --path-range macs=290M:360M"
+        )
+    if name == "macs-uniform" and metrics not in ([], ["macs"]):
+        raise ConfigError(
+            f"--path-range {metrics[-1]}: macs-uniform takes a range of macs only; "
+            f"use --sampler {' or '.join(BOXED)}"
+        )
+    if name in ("uniform", "fair") and ranges:
+        raise ConfigError(
+            f"--path-range: the {name} sampler draws from the whole space; "
+            f"use --sampler {', '.join(BOXED)} or macs-uniform"
+        )

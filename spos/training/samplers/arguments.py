@@ -1,0 +1,74 @@
+"""The flags that say which paths a sampler draws, and what they mean.
+
+Imports `spos.cost.table`, `spos.errors`, `spos.training.samplers.warmup`; never torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from spos.cost.table import Constraint, parse_constraints
+from spos.errors import ConfigError, SposError
+from spos.training.samplers.warmup import WARMUPS, Phase
+
+_SCHEDULES = (
+    f"{', '.join(WARMUPS)} (CanyonWind's), or WIDEST:EPOCHS,... such as 1:60,2:1,4:2; a last "
+    "WIDEST alone stays; then all widths"
+)
+
+
+def add_path_flags(group: Any) -> None:
+    """Flags on the paths that a sampler draws, read by `parse_path_ranges` and `parse_warmup`."""
+    group.add_argument(
+        "--path-range", action="append", metavar="COST=LOW:HIGH",
+        help="bounds of the paths' macs, params or other costs, such as macs=290M:360M or "
+        "params=:5M; may be repeated (macs-uniform: the paper's, or mean +- 3 deviations)",
+    )  # fmt: skip
+    group.add_argument(
+        "--channel-warmup", metavar="SCHEDULE",
+        help=f"widest of the searched widths that the first epochs train: {_SCHEDULES}",
+    )  # fmt: skip
+
+
+def parse_path_ranges(texts: Sequence[str] | None) -> tuple[Constraint, ...]:
+    """Ranges such as ``macs=290M:360M``; one end may be left out.
+
+    Raises:
+        ConfigError: if one is something else.
+    """
+    ranges: list[Constraint] = []
+    for text in texts or ():
+        metric, equals, bounds = text.partition("=")
+        low, colon, high = bounds.partition(":")
+        try:
+            if not (metric and equals and colon):
+                raise ConfigError("not of that form")
+            ranges += parse_constraints({metric: (low or None, high or None)})
+        except SposError:
+            raise ConfigError(
+                f"--path-range {text}: expected COST=LOW:HIGH such as macs=290M:360M, "
+                "the low end first"
+            ) from None
+    return tuple(ranges)
+
+
+def parse_warmup(text: str | None) -> tuple[Phase, ...]:
+    """A schedule such as ``oneshot``, ``1:60,oneshot`` or ``2:1,4:2,8``.
+
+    Raises:
+        ConfigError: if it is something else.
+    """
+    phases: list[Phase] = []
+    for part in text.split(",") if text is not None else ():
+        if phases and phases[-1].epochs is None:
+            raise ConfigError(f"--channel-warmup {text}: nothing can follow {phases[-1].widest}")
+        if part in WARMUPS:
+            phases += WARMUPS[part]
+            continue
+        widest, colon, epochs = part.partition(":")
+        numbers = [widest, *([epochs] if colon else [])]
+        if not all(each.isascii() and each.isdigit() and int(each) > 0 for each in numbers):
+            raise ConfigError(f"--channel-warmup {text}: expected {_SCHEDULES}; found {part!r}")
+        phases.append(Phase(int(widest), int(epochs) if colon else None))
+    return tuple(phases)

@@ -1,0 +1,45 @@
+"""Subnets of any space with weights that look trained."""
+
+import random
+
+import torch
+from tiny_space import TINY
+
+from spos.architecture import Architecture
+from spos.spaces import build_subnet, space_spec
+
+TINY_ARCH = Architecture(
+    TINY, {"image_size": 8, "num_classes": 3}, {"layer_1": "k3", "layer_2": "k1", "layer_3": "k5"}
+)
+
+
+def trained_like(network: torch.nn.Module, image_size: int) -> torch.nn.Module:
+    """The network with BatchNorm statistics of its own, and logits of about 1 to 10."""
+    torch.manual_seed(5)
+    network.train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+            if module.affine:
+                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+                torch.nn.init.normal_(module.bias)
+    images = torch.randn(8, 3, image_size, image_size)
+    with torch.no_grad():
+        network(images)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):  # few images: some channels are dead
+                module.running_var.clamp_(min=float(module.running_var.mean()) / 4)
+        scale = 5 / network.eval()(images).abs().max()
+        last = [each for each in network.modules() if isinstance(each, torch.nn.Linear)][-1]
+        last.weight.mul_(scale)
+    return network
+
+
+def random_subnet(space: str, image_size: int = 32, **options) -> torch.nn.Module:
+    """A random architecture of a space with weights that look trained."""
+    if "image_size" not in options:
+        options["image_size"] = image_size
+    spec = space_spec(space, options={"num_classes": 10, **options})
+    draw = random.Random(3)
+    choices = {label: draw.choice(candidates) for label, candidates in spec.choices.items()}
+    return trained_like(build_subnet(spec.architecture(choices)), image_size)

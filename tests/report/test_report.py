@@ -1,0 +1,256 @@
+"""The page and its files: complete, self-contained, harmless, partial where things are missing."""
+
+import base64
+import html
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from small_runs import write_all, write_experiment, write_scratch, write_state, write_supernet
+
+from spos.__main__ import main
+from spos.architecture import parse_architecture
+from spos.errors import ConfigError
+from spos.files import write_json
+from spos.report.report import build_page, write_report
+from spos.report.sources import collect
+
+FIGURES = {
+    "supernet_loss", "supernet_accuracy", "supernet_paths", "search_progress", "search_macs",
+    "search_params", "search_latency_ms", "search_choices", "best_architecture", "scratch_loss",
+    "scratch_accuracy",
+}  # fmt: skip
+EVIL = '"><script>alert(2)</script><img src=//evil.invalid/x onerror=alert(1)>$x_1$&amp;\x00é漢'
+
+
+def page_of(*paths: Path) -> str:
+    return build_page(collect([str(path) for path in paths]))[0]
+
+
+def text_of(page: str) -> str:
+    return html.unescape(re.sub(r"<(style|script)>.*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL))
+
+
+class Tags(HTMLParser):
+    """Every tag of a page or a figure with its attributes, as a browser would see them."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def addresses_of(source: str) -> list[str]:
+    """What a browser may load or go to."""
+    names = {"src", "href", "xlink:href", "action", "srcset", "poster", "data", "background"}
+    tags = Tags(source).found
+    return [str(value) for _, each in tags for name, value in each.items() if name in names]
+
+
+def is_harmless(source: str) -> bool:
+    """Whether only our own script runs and nothing is loaded."""
+    tags = Tags(source).found
+    handlers = [name for _, each in tags for name in each if name.startswith("on")]
+    scripts = [each for tag, each in tags if tag == "script"]
+    allowed = ("data:", "#", "http://localhost:")
+    outside = [each for each in addresses_of(source) if not each.startswith(allowed)]
+    return not handlers and not outside and len(scripts) <= 1
+
+
+def test_page_and_every_figure_are_written(report):
+    assert {path.name for path in report.iterdir()} == {"index.html"} | {
+        f"{name}.png" for name in FIGURES
+    }
+    page = (report / "index.html").read_text(encoding="utf-8")
+    assert page.count("<img ") == len(FIGURES)
+    assert (
+        len(re.findall(r'<img src="data:image/svg\+xml;base64,[^"]+" alt="[^"]{40,}', page)) == 11
+    )
+    assert "missing-part" not in re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    text = text_of(page)
+    assert "Architecture search: nasbench_macro on digits" in text
+    for words in ("87.5 %", "18 of 18 candidates", "17 candidates scored, 1 failed", "44 steps"):
+        assert words in text
+
+
+def test_page_loads_nothing(report):
+    page = (report / "index.html").read_text(encoding="utf-8")
+    assert all(each.startswith("data:") for each in addresses_of(page)) and is_harmless(page)
+    for figure in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page):
+        svg = base64.b64decode(figure).decode()
+        assert all(each.startswith(("#", "data:image/png")) for each in addresses_of(svg))
+    assert "url(" not in page and "@import" not in page
+    assert "default-src 'none'" in html.unescape(page)
+
+
+def test_check_finds_what_would_be_loaded_or_run():
+    for source in ("<img src=//x.y/z>", "<a onclick='x'>", "<script></script>" * 2):
+        assert not is_harmless(source)
+
+
+def test_every_axis_has_a_unit(report):
+    page = (report / "index.html").read_text(encoding="utf-8")
+    figures = [base64.b64decode(each).decode() for each in re.findall(r"base64,(PD[^\"]+)", page)]
+    for words in (
+        ("step", "cross-entropy (nats)"), ("step", "top-1 accuracy (%)"), ("step", "accuracy (%)"),
+        ("MACs", "parameters", "paths"), ("round", "top-1 accuracy (%), held-out images"),
+        ("latency (ms)", "Pareto front"), ("after round", "share of the best 10 so far (%)"),
+        ("MACs", "kernel", "channels", "map (pixels)"),
+    ):  # fmt: skip
+        assert any(all(f">{word}<" in svg for word in words) for svg in figures), words
+
+
+def test_same_files_give_the_same_bytes(demo, report, tmp_path):
+    write_report(collect([str(demo)]), tmp_path)
+    for path in report.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+def test_links_hold_the_architectures(report, demo):
+    page = (report / "index.html").read_text(encoding="utf-8")
+    links = re.findall(r'href="data:application/json;base64,([^"]+)" download="(\w+)\.json"', page)
+    assert len(links) == 18  # the best one and the table's
+    (search,) = collect([str(demo / "search")]).searches
+    for (data, name), entry in zip(links[1:], search.ranking, strict=True):
+        arch = parse_architecture(base64.b64decode(data))
+        assert arch.id == name == entry.id
+        assert dict(arch.metrics) == dict(entry.metrics)
+
+
+# --- what is missing -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_empty_run_is_a_page_that_says_so(tmp_path, is_there):
+    if is_there:
+        write_supernet(tmp_path / "run", steps=0)
+        text = text_of(page_of(tmp_path / "run"))
+        assert text.count("Nothing has been recorded yet") == 2
+        assert "No path has been sampled yet" in text
+        assert "Supernet: nothing recorded yet" in text
+    else:
+        assert "holds no run yet" in text_of(page_of(tmp_path))
+
+
+def test_search_in_its_first_trial_is_a_page_that_says_so(tmp_path):
+    text = text_of(page_of(write_experiment(tmp_path / "search", rounds=0, planned=30)))
+    assert text.count("No candidate has been scored yet") == 3
+    assert "Search: 0 of 30 candidates" in text
+
+
+def test_middle_of_a_run_is_shown_as_far_as_it_is(tmp_path):
+    paths = [
+        write_supernet(tmp_path / "supernet", steps=20),
+        write_experiment(tmp_path / "search", rounds=1, planned=30),
+        write_scratch(tmp_path / "scratch", steps=22),
+    ]
+    for path in (paths[0] / "metrics.jsonl", paths[1] / "log" / "search.jsonl"):
+        with open(path, "a") as file:
+            file.write('{"step": 30, "rou')
+    text = text_of(page_of(*paths))
+    for words in ("step 20 of 40", "6 of 30 candidates", "step 22 of 44", "From scratch so far"):
+        assert words in text
+
+
+def test_state_that_is_not_written_yet_is_told(tmp_path):
+    folder = write_experiment(tmp_path / "search")
+    (folder / "checkpoint" / "search.json").unlink()
+    text = text_of(page_of(folder))
+    assert "the name of its search space" in text
+    assert "does not say what its limits were" in text
+
+
+def test_space_that_is_not_known_is_told(tmp_path):
+    folder = write_experiment(tmp_path / "search")
+    search = {"space": "mine:Space", "options": {}, "is_exhausted": False}
+    settings = {"rounds": 3, "population": 6}
+    write_state(folder, planned=18, search={**search, "settings": settings})
+    assert "The network cannot be drawn: the search space 'mine:Space'" in text_of(page_of(folder))
+
+
+def test_address_of_nni_is_linked(home):
+    folder = write_experiment(home / "nni-experiments" / "Ab3dE6gH", rounds=1, planned=30)
+    entry = {"logDir": str(folder.parent), "status": "RUNNING", "pid": os.getpid(), "port": 8123}
+    write_json(folder.parent / ".experiment", {"Ab3dE6gH": entry})
+    assert '<a href="http://localhost:8123">http://localhost:8123</a>' in page_of(folder)
+
+
+# --- hostile files -------------------------------------------------------------------------------
+
+
+def write_hostile(folder: Path) -> Path:
+    """Runs whose every text is an attempt to break out of the page."""
+    write_supernet(folder / "supernet", sampler=EVIL, space=EVIL, data=EVIL, **{EVIL: EVIL})
+    write_scratch(folder / "scratch")
+    search = write_experiment(folder / "search", rounds=1)
+    state = {"space": EVIL, "options": {EVIL: EVIL}, "is_exhausted": False}
+    settings = {"rounds": 1, "population": 9}
+    write_state(search, planned=9, problem=EVIL, search={**state, "settings": settings})
+    with open(search / "log" / "search.jsonl", "a") as file:
+        for number in range(3):
+            choices = {f"{EVIL}{n}": EVIL for n in range(3)}
+            metrics = {EVIL: number, "macs": number, "top1": 0.9}
+            line = {"round": 2, "id": f"{EVIL}{number}", "choices": choices, "score": 0.9}
+            file.write(json.dumps({**line, "metrics": metrics, "time": EVIL}) + "\n")
+    return folder
+
+
+def test_hostile_texts_are_escaped(tmp_path):
+    page, pictures = build_page(collect([str(write_hostile(tmp_path))]))
+    assert is_harmless(page)
+    assert text_of(page).count("<script>alert(2)</script>") > 5
+    for picture in pictures:
+        assert not {tag for tag, _ in Tags(picture.svg.decode()).found} & {"script", "img"}
+        assert re.fullmatch(r"\w+", picture.name)
+
+
+def test_page_of_many_layers_and_candidates_is_drawn(tmp_path):
+    folder = write_experiment(tmp_path / "search", rounds=1)
+    with open(folder / "log" / "search.jsonl", "a") as file:
+        choices = {f"layer_{n}": f"candidate_{n % 50}" for n in range(400)}
+        line = {"round": 10**9, "id": "x", "choices": choices, "score": 5.0, "metrics": {"macs": 1}}
+        file.write(json.dumps(line) + "\n")
+    assert "search_choices" in {each.name for each in build_page(collect([str(folder)]))[1]}
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def test_command_reports_what_the_default_commands_wrote(tmp_path, monkeypatch, capsys):
+    write_all(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "--experiments-dir", "runs/search"]) == 0
+    assert capsys.readouterr().out == (
+        "report: runs/report/index.html (11 figures beside it as PNG)\n"
+    )
+    assert "Ab3dE6gH" in (tmp_path / "runs" / "report" / "index.html").read_text()
+    assert main(["report", "runs/scratch", "--output-dir", "one"]) == 0
+    assert len(list((tmp_path / "one").iterdir())) == 3
+
+
+def test_command_without_anything_to_report_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="there is nothing to report"):
+        main(["report"])
+
+
+def test_two_runs_of_a_stage_keep_their_figures_apart(tmp_path):
+    for name in ("one", "two"):
+        write_scratch(tmp_path / "runs" / name)
+    names = [each.name for each in build_page(collect([str(tmp_path / "runs")]))[1]]
+    assert names == [
+        "scratch_loss", "scratch_accuracy", "scratch_loss_2", "scratch_accuracy_2"
+    ]  # fmt: skip
+
+
+def test_unwritable_folder_is_named(demo, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(ConfigError, match=r"file.*: cannot be written .*--output-dir"):
+            write_report(collect([str(demo / "scratch")]), folder)
