@@ -9,6 +9,7 @@ split of the training images, the cost table (cost.json) and checkpoints.
 """
 
 import argparse
+import functools
 import logging
 import statistics
 from pathlib import Path
@@ -16,9 +17,9 @@ from typing import Any
 
 import torch
 
-from spos.architecture import Candidate
 from spos.convert.weights import ConvertedWeights, read_weights
 from spos.cost.counting import build_cost_table
+from spos.cost.table import CostTable, parse_constraint_flags
 from spos.data.split import apply_split, save_split
 from spos.errors import CheckpointError, run_main
 from spos.evaluation.build import build_evaluator
@@ -40,9 +41,11 @@ from spos.training.parallel import process_group, rank, select_device
 from spos.training.recipe import Recipe
 from spos.training.run_folder import RunFolder, RunSettings, show_log
 from spos.training.samplers import SAMPLERS, build_sampler
-from spos.training.samplers.arguments import add_path_flags, parse_path_ranges, parse_warmup
+from spos.training.samplers.arguments import add_path_flags, parse_warmup
 from spos.training.samplers.uniform import UniformSampler
 from spos.training.samplers.warmup import WarmedSampler
+from spos.training.shrink_flags import add_shrink_flags, plan_shrinking
+from spos.training.shrinking import Shrinking, ShrinkPlan
 
 VAL_SEED = 2**32  # of the paths that validation measures; apart from the seeds people choose
 
@@ -73,6 +76,7 @@ def parse_arguments() -> argparse.Namespace:
         "--weights", type=Path, metavar="FILE",
         help="begin with the weights of a supernet, ours or another system's; --epochs 0: as it is",
     )  # fmt: skip
+    add_shrink_flags(parser)
     add_recipe_flags(parser)
     add_run_flags(parser, run_dir="runs/supernet")
     group = parser.add_argument_group("validation of sampled paths")
@@ -103,27 +107,23 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     start = read_start(args.weights, args.space, options) if args.weights else None
     options = dict(start.options) if start else options
     table = build_cost_table(args.space, options=options)
-    sampler = build_sampler(
-        args.sampler,
-        table,
-        seed=recipe.seed,
+    make_sampler = functools.partial(
+        build_sampler, args.sampler, seed=recipe.seed,
         steps_per_epoch=inputs.count_steps(training, recipe),
-        ranges=parse_path_ranges(args.path_range),
+        ranges=parse_constraint_flags(args.path_range or (), flag="--path-range"),
         warmup=parse_warmup(args.channel_warmup),
-    )
-    calibration_images = args.calibration_images or inputs.preset.calibration_images
+    )  # fmt: skip
+    sampler, plan = make_sampler(table), plan_shrinking(args, table, recipe.epochs)
+    images = args.calibration_images or inputs.preset.calibration_images
     config = {
         "space": args.space,
         "options": options,
         "affine": start is not None and has_affine(start.network),
         "weights": digest(args.weights) if start else None,
-        "sampler": args.sampler,
-        "path_range": args.path_range,
-        "channel_warmup": args.channel_warmup,
+        **path_config(args, plan),
         "held_out": len(split.held_out),
         "split": split_id(split),
-        "calibration_images": calibration_images,
-        "val_paths": args.val_paths,
+        "calibration_images": images,
         **inputs.config(),
         **vars(recipe),
     }
@@ -131,15 +131,22 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     run = RunFolder(args.run_dir, settings, is_writer=rank() == 0)
     if run.is_writer:
         save_split(run.path / "split.json", split)
-        table.save(run.path / "cost.json")
+        if not plan or not (run.path / "cost.json").exists():  # it may be shrunk: see below
+            write_costs(run.path / "cost.json", table)
         describe(args.space, inputs, recipe, len(training), len(split.held_out))
         if isinstance(sampler, WarmedSampler):
             log.info("channel warm-up: %s", "; ".join(sampler.describe()))
-
     torch.manual_seed(recipe.seed)
     supernet = build_supernet(start, args.space, options)
-    evaluator = build_evaluator(supernet, inputs, split, calibration_images=calibration_images)
-    paths = [UniformSampler(table.spec, seed=VAL_SEED).sample(n) for n in range(args.val_paths)]
+    evaluator = build_evaluator(supernet, inputs, split, calibration_images=images)
+    shrinking = plan and Shrinking(
+        supernet, table, plan, build_sampler=make_sampler, folder=run.path / "base",
+        publish=functools.partial(write_costs, run.path / "cost.json"), seed=recipe.seed,
+    )  # fmt: skip
+
+    def validate() -> dict[str, float]:
+        return measure_paths(evaluator, shrinking.table if shrinking else table, args.val_paths)
+
     Training(
         supernet,
         recipe,
@@ -148,9 +155,10 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         device=inputs.device,
         run=run,
         sampler=sampler,
-        validate=(lambda: measure_paths(evaluator, paths)) if paths else None,
+        validate=validate if args.val_paths else None,
         validate_every=args.val_every or max(1, recipe.epochs // 10),
         save_every=args.save_every,
+        shrinking=shrinking,
     ).fit()
     run.close()
     log.info("done: %s; next: python -m spos search start", args.run_dir)
@@ -159,6 +167,24 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
 def space_options(args: argparse.Namespace, inputs: Inputs) -> dict[str, Any]:
     images = {"image_size": inputs.image_size, "num_classes": len(inputs.data.train.classes)}
     return {**images, **parse_options(args.space_options)}
+
+
+def path_config(args: argparse.Namespace, plan: ShrinkPlan | None) -> dict[str, object]:
+    """The part of the configuration that says which paths are trained and measured."""
+    names = ("sampler", "path_range", "channel_warmup", "val_paths")
+    config = {name: getattr(args, name) for name in names}
+    return {**config, "shrink": vars(plan)} if plan else config
+
+
+def write_costs(path: Path, table: CostTable) -> None:
+    """Write the cost table of a run; what was measured for it before is kept."""
+    if path.exists():
+        known = CostTable.load(path)
+        kept = table.with_measured(known)
+        if lost := sorted(set(known.measured) - set(kept.measured)):
+            log.warning("%s: its %s is of another space and is dropped", path, ", ".join(lost))
+        table = kept
+    table.save(path)
 
 
 def read_start(path: Path, space: str, options: dict) -> ConvertedWeights:
@@ -194,9 +220,10 @@ def describe(
     )  # fmt: skip
 
 
-def measure_paths(evaluator: Evaluator, paths: list[dict[str, Candidate]]) -> dict[str, float]:
+def measure_paths(evaluator: Evaluator, table: CostTable, number: int) -> dict[str, float]:
     """Held-out accuracy of the same few paths every time, BatchNorm recalibrated for each."""
-    results = [evaluator.evaluate(path) for path in paths]
+    paths = UniformSampler(table.spec, seed=VAL_SEED)
+    results = [evaluator.evaluate(paths.sample(step)) for step in range(number)]
     top1 = [result.top1 for result in results]
     return {
         "val/top1": statistics.mean(top1),

@@ -71,7 +71,7 @@ def write_search_space(args: argparse.Namespace, path: Path) -> None:
     from spos.files import write_json
 
     run = open_supernet_run(args.run_dir)
-    for constraint in parse_constraint_flags(args.constraint):
+    for constraint in parse_constraint_flags(args.constraint, flag="--constraint"):
         constraint.check_reachable(run.table)
     run.table.save(path.parent / "cost.json")
     write_json(path, run.spec.search_space())
@@ -115,18 +115,6 @@ def run_trial(args: argparse.Namespace) -> None:
     trial.report_final({"default": result["top1"], **result, "arch": trial.parameters})
 
 
-def refuse(args: argparse.Namespace, trial: "Trial") -> bool:
-    """Report a candidate that violates a constraint, without evaluating it; whether it does."""
-    if not args.constraint:
-        return False
-    table = CostTable.load(args.run_dir / "cost.json")
-    arch = table.spec.architecture(trial.parameters, source="the parameters of this trial")
-    violation = find_violation(parse_constraint_flags(args.constraint), table, arch.choices)
-    if violation:
-        trial.report_infeasible(violation, table.costs(arch.choices))
-    return violation is not None
-
-
 def score(
     args: argparse.Namespace, choices: dict[str, Any], progress: Callable[[float], None]
 ) -> dict[str, float]:
@@ -138,6 +126,20 @@ def score(
             return answer
         log.warning("no evaluator: this process evaluates")
     return load_candidates(args).score(choices, progress=progress)
+
+
+def refuse(args: argparse.Namespace, trial: "Trial") -> bool:
+    """Report a candidate that violates a constraint, without evaluating it; whether it does."""
+    if not args.constraint:
+        return False
+    table = CostTable.load(args.run_dir / "cost.json")
+    arch = table.spec.architecture(trial.parameters, source="the parameters of this trial")
+    violation = find_violation(
+        parse_constraint_flags(args.constraint, flag="--constraint"), table, arch.choices
+    )
+    if violation:
+        trial.report_infeasible(violation, table.costs(arch.choices))
+    return violation is not None
 
 
 def load_candidates(args: argparse.Namespace) -> "Candidates":

@@ -11,9 +11,12 @@ same. Rates count from the first result on, so the start of NNI and of our evalu
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from interleave import interleave, print_configuration, print_rates
@@ -22,7 +25,7 @@ from nni_search import ROOT, Finished, count_choices, make_run, read_evaluation_
 BASELINE_TRIAL = "--baseline-trial"
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -32,47 +35,31 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=2000, help="images")
     parser.add_argument("--validation", type=int, default=2000, help="images")
     parser.add_argument("--batches", type=int, default=200, help="of the baseline's recalibration")
-    parser.add_argument("--candidates", type=int, default=8, help="of each search")
+    parser.add_argument("--candidates", type=int, default=20, help="of each search")
+    parser.add_argument("--generations", type=int, default=2, help="of each search")
     parser.add_argument("--rounds", type=int, default=3, help="searches of each kind")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2], help="of the trials")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, both kinds")
     parser.add_argument(BASELINE_TRIAL, type=Path, metavar="RUN_DIR", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     if args.baseline_trial:
         run_baseline_trial(args)
         return
-    work = args.work_dir.resolve()
-    run = work / f"supernet_{args.image_size}_{args.calibration}_{args.validation}"
+    run = args.work_dir.resolve() / f"{args.image_size}_{args.calibration}_{args.validation}"
     make_run(
         run, args.data_dir, image_size=args.image_size,
         calibration=args.calibration, validation=args.validation,
     )  # fmt: skip
-    seeds = iter(range(10**6))
     overheads: list[float] = []
-
-    def measure(command: list[str], concurrency: int, *, is_ours: bool) -> float:
-        before = len(read_evaluation_seconds(run))
-        done = run_search(
-            work / "search", command, candidates=args.candidates, concurrency=concurrency,
-            seed=next(seeds),
-        )  # fmt: skip
-        assert count_choices(done.entries) == args.candidates, "a candidate was lost"
-        if is_ours and concurrency == 1:
-            overheads.append(_overhead(done, read_evaluation_seconds(run)[before:]))
-        return done.per_minute()
-
-    variants = {}
-    baseline, ours = trial_commands(args, run)
-    for name, command in (("baseline", baseline), ("ours", ours)):
-        for count in args.concurrency:
-            variants[f"{name}, {count} at a time"] = lambda command=command, count=count: measure(
-                command, count, is_ours=command is ours
-            )
-    rates = interleave(variants, rounds=args.rounds, warmup=0)
+    rates = interleave(build_variants(args, run, overheads), rounds=args.rounds, warmup=0)
     print_configuration(
         space="shufflenetv2", image_size=args.image_size, calibration=args.calibration,
-        validation=args.validation, candidates=args.candidates, threads=args.threads,
-        baseline_batches=args.batches,
+        validation=args.validation, candidates=args.candidates, generations=args.generations,
+        threads=args.threads, baseline_batches=args.batches,
     )  # fmt: skip
     print_rates(rates, unit="candidates/min")
     if overheads:
@@ -80,15 +67,34 @@ def main() -> None:
               f"{statistics.median(overheads):.2f} s")  # fmt: skip
 
 
-def trial_commands(args: argparse.Namespace, run: Path) -> tuple[list[str], list[str]]:
-    """Words of the baseline's trial command and of ours."""
+def build_variants(
+    args: argparse.Namespace, run: Path, overheads: list[float]
+) -> dict[str, Callable[[], float]]:
+    """Name -> a search that returns its candidates a minute; ours add to ``overheads``."""
+    seeds = itertools.count()
     ours = [sys.executable, f"{ROOT}/tester.py", "--run-dir", f"{run}", "--device", "cpu",
             "--threads", f"{args.threads}"]  # fmt: skip
     baseline = [
         sys.executable, f"{ROOT}/benchmarks/candidate_evaluation.py", BASELINE_TRIAL, f"{run}",
         "--threads", f"{args.threads}", "--batches", f"{args.batches}",
     ]  # fmt: skip
-    return baseline, ours
+
+    def measure(command: list[str], concurrency: int) -> float:
+        before = len(read_evaluation_seconds(run))
+        done = run_search(
+            args.work_dir.resolve() / "search", command, candidates=args.candidates,
+            concurrency=concurrency, seed=next(seeds), rounds=args.generations,
+        )  # fmt: skip
+        assert count_choices(done.entries) == args.candidates, "a candidate was lost"
+        if command is ours and concurrency == 1:
+            overheads.append(_overhead(done, read_evaluation_seconds(run)[before:]))
+        return done.per_minute()
+
+    return {
+        f"{name}, {count} at a time": partial(measure, command, count)
+        for name, command in (("baseline", baseline), ("ours", ours))
+        for count in args.concurrency
+    }
 
 
 def _overhead(done: Finished, seconds: list[float]) -> float:

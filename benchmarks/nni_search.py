@@ -28,10 +28,12 @@ class Finished:
     Attributes:
         times: of each result's arrival, monotonic seconds.
         entries: the lines of its ``search.jsonl``.
+        num_trials: that NNI ran; more than candidates if a result was lost and tried again.
     """
 
     times: list[float]
     entries: list[dict]
+    num_trials: int
 
     def per_minute(self) -> float:
         """Candidates a minute from the first result on, so that what starts once is left out."""
@@ -60,7 +62,7 @@ def run_search(
             "codeDirectory": ".",
             "classArgs": {
                 "searcher": searcher, "rounds": rounds, "population": candidates // rounds,
-                "seed": seed,
+                "seed": seed, **({"sorts_rounds": True} if searcher == "evolution" else {}),
             },
         },
         "trainingService": {"platform": "local"},
@@ -85,7 +87,8 @@ def run_search(
     if process.returncode:
         sys.exit((folder / "output.txt").read_text())
     (journal,) = folder.glob("experiments/[!_]*/log/search.jsonl")
-    return Finished(times, read_journal(journal))
+    trials = folder.glob("experiments/[!_]*/environments/local-env/trials/*")
+    return Finished(times, read_journal(journal), len(list(trials)))
 
 
 def make_run(

@@ -42,10 +42,10 @@ def main() -> None:
         work / "empty", command, candidates=args.trials, concurrency=args.concurrency, seed=0,
         searcher="random",
     )  # fmt: skip
-    retried = sum(each.get("failure") is not None for each in done.entries)
+    scored = count_choices(done.entries)
     print_configuration(trials=args.trials, concurrency=args.concurrency)
-    print(f"{done.per_minute():.1f} trials/min; {count_choices(done.entries)} of {args.trials} "
-          f"candidates scored, {retried} lost")  # fmt: skip
+    print(f"{done.per_minute():.1f} trials/min; {scored} of {args.trials} candidates scored by "
+          f"{done.num_trials} trials, {done.num_trials - scored} results lost")  # fmt: skip
 
 
 def write_results(run_dir: Path, num_trials: int) -> None:

@@ -38,6 +38,7 @@ from spos.errors import (
     SearchError,
     SposError,
 )
+from spos.evaluation.results import Results
 from spos.files import append_journal, digest, read_journal, write_json
 from spos.report.report import build_page
 from spos.report.sources import collect
@@ -46,7 +47,12 @@ from spos.search.experiment import Changes, prepare_experiment
 from spos.search.results import read_entries
 from spos.spaces import build_subnet, space_spec
 from spos.subnet import load_subnet
-from spos.training.checkpoint import latest_checkpoint, load_checkpoint, load_tensors
+from spos.training.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    load_tensors,
+    save_checkpoint,
+)
 from spos.training.run_folder import RunSettings, read_settings, write_settings
 
 SPEC = SearchSpec("wide", {}, {"layer_1": ("k3", "k5")})
@@ -157,6 +163,11 @@ def read_marked_checkpoint(path: Path) -> object:
     return load_checkpoint(path)
 
 
+def read_results(path: Path) -> object:
+    results = Results(path.parent, save_checkpoint(path.parent / "checkpoints", 1, {"step": 1}))
+    return results.find(ARCH)
+
+
 @dataclass(frozen=True)
 class Reader:
     """One of our readers, the name that its file has to have, and the error that it raises."""
@@ -178,6 +189,7 @@ READERS = {
         "log.jsonl", lambda path: read_journal(path, error=SearchError), SearchError,
         returns=("NNI's JSON",),
     ),
+    "results of candidates": Reader("evaluations.jsonl", read_results, CheckpointError),
     "search record": Reader("search.jsonl", lambda path: read_entries(path.parent), SearchError),
     "experiment": Reader(
         "config.yml", lambda path: prepare_experiment(path, Changes()), ConfigError
@@ -243,7 +255,7 @@ def test_report_names_the_file_and_runs_nothing(tmp_path, name, attack):
     marker, runs = tmp_path / "marker", tmp_path / "runs"
     for each in REPORTED:
         (runs / each).parent.mkdir(parents=True, exist_ok=True)
-    config = {"sampler": "uniform", "seed": 0, "macs_range": None}
+    config = {"sampler": "uniform", "seed": 0, "path_range": None}
     write_settings(runs / "supernet", RunSettings("supernet", config, {}))
     append_journal(runs / "supernet" / "metrics.jsonl", {"step": 1, "train/loss": 1.0})
     (runs / name).write_bytes(ATTACKS[attack][0](marker) + b"\n")

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -184,6 +185,71 @@ def changed(*place: str | int, to: object) -> str:
         part = part[key]
     part[place[-1]] = to
     return json.dumps(value)
+
+
+def measured_table(path: Path) -> CostTable:
+    """`TABLE` with a latency whose every number tells its place, as a file gives it back."""
+    terms = [
+        Term(
+            term.labels,
+            {**term.costs, "cpu_ms": tuple(0.5 + n for n in range(len(term.costs["macs"])))},
+            {"cpu_ms": tuple(0.1 * n for n in range(len(term.costs["macs"])))},
+        )
+        for term in TABLE.terms
+    ]
+    how = {"cpu_ms": {"device": "a CPU", "threads": 1}}
+    CostTable(SPEC, {**TABLE.fixed, "cpu_ms": 3.0}, terms, measured=how).save(path)
+    return CostTable.load(path)
+
+
+def test_measured_metric_survives_the_file_with_its_spread(tmp_path):
+    table = measured_table(tmp_path / "cost.json")
+    assert table.measured == {"cpu_ms": {"device": "a CPU", "threads": 1}}
+    assert table.terms[1].spreads == {"cpu_ms": (0.0, 0.1, 0.2)}
+    assert table.bounds("cpu_ms") == (4.0, 3.0 + 5.5 + 2.5)
+    value = json.loads((tmp_path / "cost.json").read_text())
+    for damage in (
+        {"measured": []},
+        {"measured": {"cpu_ms": 1}},
+        {"measured": {"joules": {}}},
+        {"terms": [{**value["terms"][0], "spreads": {"cpu_ms": [1]}}, value["terms"][1]]},
+        {"terms": [{**value["terms"][0], "spreads": [1]}, value["terms"][1]]},
+    ):
+        (tmp_path / "cost.json").write_text(json.dumps({**value, **damage}))
+        with pytest.raises(ConstraintError, match=r"cost\.json: is not a cost table"):
+            CostTable.load(tmp_path / "cost.json")
+
+
+def test_part_of_a_table_costs_the_same(tmp_path):
+    table = measured_table(tmp_path / "cost.json")
+    kept = {"channel_1": list(SPEC.choices["channel_1"][1:]), "layer_2": ["k5"]}
+    part = table.restrict(kept)
+    assert part.spec.choices == {**SPEC.choices, **{k: tuple(v) for k, v in kept.items()}}
+    assert part.measured == table.measured
+    assert len(part.terms[0].spreads["cpu_ms"]) == len(part.terms[0].costs["macs"])
+    for choices in all_choices(part.spec):
+        assert part.costs(choices) == table.costs(choices)
+    for wrong in ({"layer_9": ["k3"]}, {"layer_2": []}, {"layer_2": ["k9"]}):
+        with pytest.raises(ConstraintError, match="is no part of the candidates of 'wide'"):
+            table.restrict(wrong)
+
+
+def test_measurements_are_taken_over_where_they_fit(tmp_path):
+    measured = measured_table(tmp_path / "cost.json")
+    both = TABLE.with_measured(measured)
+    assert both.measured == measured.measured and both.terms == measured.terms
+    part = {"layer_2": ["k5"]}
+    for choices in all_choices(TABLE.restrict(part).spec):
+        kept = TABLE.restrict(part).with_measured(measured)
+        assert kept.costs(choices) == measured.costs(choices)
+    assert measured.with_measured(measured).measured == measured.measured  # measured again
+    other = SearchSpec("other", SPEC.options, SPEC.choices)
+    for mismatch in (
+        measured.restrict(part),  # lacks candidates
+        CostTable(other, measured.fixed, measured.terms, measured=measured.measured),
+        CostTable(SPEC, {**measured.fixed, "macs": 1}, measured.terms, measured=measured.measured),
+    ):
+        assert TABLE.with_measured(mismatch) is TABLE
 
 
 COSTS = ("terms", 0, "costs", "macs")

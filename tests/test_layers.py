@@ -38,6 +38,7 @@ LAYERS = {
     "spos.search.tuner": 6,
     "spos.search.launch": 6,
     "spos.search.watch": 6,
+    "spos.deploy.folding": 4,
     "spos.deploy": 6,
     "spos.report": 6,
     "spos.commands": 7,
@@ -46,7 +47,15 @@ LAYERS = {
 }
 # `spos/__init__.py` is left out: its re-exports are lazy (`test_package.py` sees to that).
 
-TORCH_FREE = ("spos.errors", "spos.files", "spos.architecture", "spos.cost.table", "spos.search")
+TORCH_FREE = (
+    "spos.errors",
+    "spos.files",
+    "spos.architecture",
+    "spos.cost.table",
+    "spos.search",
+    "spos.evaluation.client",
+    "spos.evaluation.results",
+)
 
 
 def layer_of(module: str) -> int:
@@ -194,7 +203,9 @@ print(seen, sorted(new - set(sys.stdlib_module_names)))
 def run_python(program: str, *arguments: str) -> str:
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -210,6 +221,11 @@ def test_search_side_never_loads_torch():
 
 def test_files_and_architectures_need_the_standard_library_only():
     loaded = json.loads(run_python(LOAD, "spos.errors", "spos.files", "spos.architecture"))
+    assert list(loaded.values()) == [[], [], []]
+
+
+def test_trials_need_the_standard_library_only():
+    loaded = json.loads(run_python(LOAD, "spos.search.trial", "spos.evaluation.client", "tester"))
     assert list(loaded.values()) == [[], [], []]
 
 

@@ -68,7 +68,7 @@ def run(folder, *command, status=0, **environment):
 def trial_command(folder):
     return (
         f"exec {sys.executable} {ROOT}/tester.py --run-dir {folder}/supernet --space {TINY} "
-        "--workers 0 --device cpu"
+        "--workers 0 --device cpu --idle-seconds 20"
     )
 
 
@@ -93,6 +93,9 @@ def test_every_score_belongs_to_its_architecture(work, search):
     entries = read_entries(search)
     assert len(entries) == 18 and len({each.id for each in entries}) == 18
     assert all(each.failure is None for each in entries)
+    (log,) = (work / "supernet" / "evaluator").glob("*.log")
+    assert log.read_text().count("ready") == 1, "trials did not share one evaluator"
+    assert log.read_text().count("top-1") == 18
     chosen = random.Random(0).sample(entries, 10)
     files = [work / f"{each.id}.json" for each in chosen]
     for each, file in zip(chosen, files, strict=True):

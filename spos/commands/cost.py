@@ -1,6 +1,7 @@
 """`python -m spos cost`: what a network costs, in any system's convention, or a whole search space.
 
-Imports `spos.convert`, `spos.cost`, `spos.errors`, `spos.files`, `spos.spaces` when it runs.
+Imports `spos.commands.cost_latency`, `spos.errors`, `spos.files`; `spos.convert`, `spos.cost`,
+`spos.spaces` when it runs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spos.commands import cost_latency
 from spos.errors import ConfigError
 from spos.files import parse_json
 
@@ -54,6 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=int, help="side of the images (the file's, or 224)")
     parser.add_argument("--num-classes", type=int, help="classes (the file's, or 1000)")
     parser.add_argument("--space-options", metavar="JSON", help="further options of the space")
+    cost_latency.configure(parser)
     parser.set_defaults(run=run)
 
 
@@ -66,6 +69,10 @@ def run(args: argparse.Namespace) -> int:
         load_space_class(args.space, allow_import=True)
     if _names_a_space(args.target):
         return _print_space(args, options)
+    if args.latency:
+        raise ConfigError(
+            f"{args.target} is not a search space, and --latency measures one: give its name"
+        )
     arch = _read(args, options)
     table = None
     if args.table:
@@ -145,6 +152,8 @@ def _print_space(args: argparse.Namespace, options: dict[str, Any]) -> int:
             f"{args.target} is a search space; --profile and --convention count one network, so "
             "give an architecture file or zoo:NAME"
         )
+    if args.latency:
+        return cost_latency.print_latency(args, options)
     table = build_cost_table(args.target, options=default_spec(args.target, **options).options)
     if args.table:
         _save(table, args.table)

@@ -32,9 +32,10 @@ def run(args: argparse.Namespace) -> int:
     settings = read_evaluation_flags(args)
     if not 0 < args.idle_seconds < 1e9:
         raise ConfigError(f"--idle-seconds {args.idle_seconds:g}: expected more than 0")
-    if not args.run_dir.is_dir():
+    if not (args.run_dir / "args.json").exists():
         raise ConfigError(
-            f"{args.run_dir}: is not there; run `python supernet.py --run-dir {args.run_dir}` first"
+            f"{args.run_dir}: is not a run folder (it has no args.json); run `python supernet.py "
+            f"--run-dir {args.run_dir}` first"
         )
     address = find_address(settings)
     lock = _lock(address, args.lock)

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from spos.cost.table import Constraint, CostTable
+from spos.cost.table import Constraint, CostTable, parse_constraint_flags
 from spos.errors import ConfigError
 from spos.files import parse_json
 from spos.training.samplers import BOXED, SAMPLERS, build_sampler
-from spos.training.samplers.arguments import add_path_flags, parse_path_ranges, parse_warmup
+from spos.training.samplers.arguments import add_path_flags, parse_warmup
 from spos.training.samplers.coverage import (
     AXES,
     CELLS,
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("draws", "epoch"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name} {getattr(args, name)}: expected at least 1")
-    ranges = parse_path_ranges(args.path_range)
+    ranges = parse_constraint_flags(args.path_range or (), flag="--path-range")
     parse_warmup(args.channel_warmup)  # before a table is built for minutes
     names = args.sampler or (COMPARED if ranges else COMPARED[:1])
     table = _open_table(args.target, args.space_options)

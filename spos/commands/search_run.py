@@ -34,8 +34,8 @@ from spos.search.results import read_entries
 from spos.search.watch import StatusLine, describe_progress
 
 MAX_CONFIG_BYTES = 2**20
-TIME_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 TUNERS_MODULE = "spos.search.tuner"
+TIME_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

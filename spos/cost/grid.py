@@ -16,7 +16,7 @@ from spos.architecture import Candidate, Choices
 from spos.cost.table import Constraint, CostTable, Term
 from spos.errors import ConstraintError
 
-MAX_CELLS = 2**18  # 20 layers of them take 40 MB
+MAX_CELLS = 2**17  # 20 layers of them take 20 MB
 MAX_COMBINATIONS = 4_096  # of the choices that terms with labels in common depend on together
 MIN_FOUND = 20  # in a box, so that its acceptance is known well enough
 MAX_PROPOSALS = 50_000  # to find as many; a box with fewer is drawn from those that were found
@@ -66,10 +66,18 @@ class CostGrid:
         self.sizes = np.array([len(candidates) for _, candidates in self._names])
         self._terms = [self._indexed(term) for term in table.terms]
         self._fixed = np.array([table.fixed[metric] for metric in self.metrics], dtype=np.float64)
+        starts = np.cumsum([0, *(len(costs) for _, _, costs in self._terms)])
+        self._starts = starts[:-1]
+        self._summands = np.concatenate(
+            [np.empty((0, len(self.metrics))), *(c for _, _, c in self._terms)]
+        )
+        self._strides = np.zeros((len(self.sizes), len(self._terms)), dtype=np.int64)
+        for number, (columns, strides, _) in enumerate(self._terms):
+            self._strides[columns, number] = strides
         groups = [self._list(labels) for labels in _group_labels(table)]
         above = [costs - costs.min(axis=0) for _, _, costs in groups]
-        self.low = self._fixed + sum(costs.min(axis=0) for _, _, costs in groups)
-        span = sum(costs.max(axis=0) for costs in above)
+        self.low = self._fixed + np.sum([costs.min(axis=0) for _, _, costs in groups], axis=0)
+        span = np.sum([costs.max(axis=0) for costs in above], axis=0)
         most = int(MAX_CELLS ** (1 / len(self.metrics)))
         self.cell = np.array(
             [
@@ -81,22 +89,22 @@ class CostGrid:
         rounding = [costs - each * self.cell for costs, each in zip(above, offsets, strict=True)]
         # The exact cost lies this far below and above that of the cell.
         self.slack = (
-            -sum(each.min(axis=0) for each in rounding),
-            sum(each.max(axis=0) for each in rounding),
+            -np.sum([each.min(axis=0) for each in rounding], axis=0),
+            np.sum([each.max(axis=0) for each in rounding], axis=0),
         )
         self._groups = [
             _Group(columns, genes, each)
             for (columns, genes, _), each in zip(groups, offsets, strict=True)
         ]
-        self.shape = tuple(1 + sum(each.max(axis=0) for each in offsets))
+        self.shape = tuple((1 + np.sum([each.max(axis=0) for each in offsets], axis=0)).tolist())
         self.ways = self._count_ways()
 
     def costs(self, genes: Genes) -> np.ndarray:
         """(N, metrics): the costs of N architectures, to the bit those of `CostTable.cost`."""
-        total = np.broadcast_to(self._fixed, (len(genes), len(self.metrics)))
-        for columns, strides, costs in self._terms:
-            total = total + costs[genes[:, columns] @ strides]
-        return total
+        summands = self._summands[genes @ self._strides + self._starts]  # (N, terms, metrics)
+        fixed = np.broadcast_to(self._fixed, (len(genes), 1, len(self.metrics)))
+        # Added one after the other, as the table does it; a plain sum might round otherwise.
+        return np.concatenate([fixed, summands], axis=1).cumsum(axis=1)[:, -1]
 
     def choices(self, genes: np.ndarray) -> dict[str, Candidate]:
         """Label -> chosen candidate, of one architecture."""
@@ -199,7 +207,7 @@ class FeasibleBox:
     def allows(self, genes: Genes) -> np.ndarray:
         """(N,): which of N architectures meet the bounds."""
         costs = self._grid.costs(genes)
-        return ((self._low <= costs) & (costs <= self._high)).all(axis=1)
+        return np.all((self._low <= costs) & (costs <= self._high), axis=1)
 
     def draw(self, count: int, generator: np.random.Generator) -> Genes:
         """``count`` architectures that meet the bounds, each equally likely."""
@@ -261,7 +269,7 @@ class FeasibleBox:
             line = grid.ways[0].reshape(grid.shape)[tuple(slices)].any(axis=others)
             if line.any():
                 ends = grid.low[axis] + np.flatnonzero(line)[[0, -1]] * grid.cell[axis]
-                parts.append(f"{metric} from about {ends[0]:,.6g} to {ends[1]:,.6g}")
+                parts.append(f"{metric} from about {ends[0]:,.4g} to {ends[1]:,.4g}")
         wanted = " and ".join(f"{c.metric} between {c.low:,} and {c.high:,}" for c in constraints)
         hint = f"; with the other bounds it reaches {', or '.join(parts)}" if parts else ""
         return (

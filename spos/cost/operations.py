@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from spos.errors import ConfigError
 from spos.spaces.blocks import TwoBranchBlock
+from spos.spaces.halves import join
 from spos.spaces.sliced import active_tensors, own_tensors
 from spos.supernet import Supernet
 
@@ -178,7 +179,12 @@ def _recorder(
 
 def _before(record: Callable[[nn.Module, Any, Any], None]) -> Callable[..., None]:
     """Records what comes in, for a shuffle leaves its shape."""
-    return lambda module, inputs: record(module, inputs, inputs[0])
+
+    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        features = join(inputs[0])
+        record(module, (features,), features)
+
+    return before
 
 
 def _kernel(module: Any, kind: str, x: Tensor, output: Tensor) -> int:

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,13 @@ class Term:
         labels: the choices it depends on (one for a layer's operator; operator and width together
             where widths are searched too).
         costs: metric -> one number for every combination of candidates, the last label fastest.
+        spreads: measured metric -> how far apart the middle half of its measurements lie, in the
+            same order; counted ones have none.
     """
 
     labels: tuple[str, ...]
     costs: Mapping[str, tuple[float, ...]]
+    spreads: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 class CostTable:
@@ -44,10 +47,20 @@ class CostTable:
         spec: the search space.
         fixed: metric -> cost of the layers that every architecture has (an int for counts).
         terms: the rest.
+        measured: metric -> how it was measured (device, batch size, date, ...); a metric that is
+            not in here was counted.
     """
 
-    def __init__(self, spec: SearchSpec, fixed: Mapping[str, float], terms: Sequence[Term]) -> None:
+    def __init__(
+        self,
+        spec: SearchSpec,
+        fixed: Mapping[str, float],
+        terms: Sequence[Term],
+        *,
+        measured: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         self.spec = spec
+        self.measured = {metric: dict(how) for metric, how in (measured or {}).items()}
         self.fixed = dict(fixed)
         self.terms = tuple(terms)
         self.metrics = tuple(self.fixed)
@@ -105,7 +118,23 @@ class CostTable:
             for label, known in self.spec.choices.items()
         }
         terms = [_restrict(term, self.spec, part) for term in self.terms]
-        return CostTable(SearchSpec(self.spec.space, self.spec.options, part), self.fixed, terms)
+        spec = SearchSpec(self.spec.space, self.spec.options, part)
+        return CostTable(spec, self.fixed, terms, measured=self.measured)
+
+    def with_measured(self, other: CostTable) -> CostTable:
+        """This table with what was measured for ``other``, the table of the same space or a part.
+
+        Returned as it is where that does not fit: another space, fewer candidates, other counts.
+        """
+        spec = self.spec
+        same = spec.space == other.spec.space and spec.options == other.spec.options
+        if not same or list(spec.choices) != list(other.spec.choices):
+            return self
+        if any(set(left) - set(other.spec.choices[k]) for k, left in spec.choices.items()):
+            return self
+        part = other.restrict(spec.choices)
+        counted = [metric for metric in self.metrics if metric not in self.measured]
+        return part if _counted(part, counted) == _counted(self, counted) else self
 
     def with_sum(self, metric: str, weights: Mapping[str, float]) -> CostTable:
         """The table with a further metric: the weighted sum of some that it has.
@@ -120,24 +149,23 @@ class CostTable:
         for term in self.terms:
             columns = [[weight * cost for cost in term.costs[n]] for n, weight in weights.items()]
             sums = tuple(map(sum, zip(*columns, strict=True)))
-            terms.append(Term(term.labels, {**term.costs, metric: sums}))
-        table = CostTable(self.spec, {**self.fixed, metric: fixed}, terms)
+            terms.append(Term(term.labels, {**term.costs, metric: sums}, term.spreads))
+        table = CostTable(self.spec, {**self.fixed, metric: fixed}, terms, measured=self.measured)
         table.sums = {**self.sums, metric: dict(weights)}
         return table
 
     def save(self, path: Path | str) -> None:
         """Write the table as JSON, atomically."""
-        value = {
+        value: dict[str, Any] = {
             "version": FORMAT_VERSION,
             "space": self.spec.space,
             "options": dict(self.spec.options),
             "choices": {label: list(each) for label, each in self.spec.choices.items()},
             "fixed": self.fixed,
-            "terms": [
-                {"labels": list(term.labels), "costs": {k: list(v) for k, v in term.costs.items()}}
-                for term in self.terms
-            ],
+            "terms": [_term_value(term) for term in self.terms],
         }
+        if self.measured:
+            value["measured"] = self.measured
         write_json(path, value)
 
     @classmethod
@@ -155,6 +183,7 @@ class CostTable:
             spec = _spec(value["space"], value["options"], value["choices"])
             fixed = {str(metric): _number(cost) for metric, cost in value["fixed"].items()}
             terms = [_term(entry, spec, fixed) for entry in value["terms"]]
+            measured = _measured(value.get("measured", {}), fixed)
         except (KeyError, TypeError, AttributeError, ValueError) as problem:
             if isinstance(problem, SposError):
                 raise
@@ -162,7 +191,7 @@ class CostTable:
                 f"{path}: is not a cost table ({type(problem).__name__}: {problem}); "
                 'generate it again with `nnictl ss_gen -t "python tester.py"`'
             ) from None
-        return cls(spec, fixed, terms)
+        return cls(spec, fixed, terms, measured=measured)
 
     def _known(self, metric: str) -> str:
         if metric not in self.fixed:
@@ -255,24 +284,35 @@ def parse_constraints(value: Any, *, source: str = "constraints") -> tuple[Const
     return tuple(constraints)
 
 
-def parse_constraint_flags(flags: Sequence[str]) -> tuple[Constraint, ...]:
-    """Constraints from flags: ``macs=0:330M``, ``macs=330M``, ``params=1M:``.
+def write_constraints(constraints: Sequence[Constraint]) -> dict[str, list[float | None]]:
+    """Constraints as JSON that `parse_constraints` reads; an absent bound is null."""
+    return {
+        each.metric: [
+            each.low if each.low > -math.inf else None,
+            each.high if each.high < math.inf else None,
+        ]
+        for each in constraints
+    }
+
+
+def parse_constraint_flags(texts: Sequence[str], *, flag: str) -> tuple[Constraint, ...]:
+    """Constraints from a repeated flag: ``macs=0:330M``, ``macs=330M``, ``params=1M:``.
 
     They mean what ``macs: [0, 330M]``, ``macs: 330M`` and ``params: [1M, null]`` mean in a
     configuration.
 
     Raises:
-        ConstraintError: naming the flag that is wrong.
+        ConstraintError: naming the flag and what is wrong.
     """
     bounds: dict[str, Any] = {}
-    for flag in flags:
-        metric, equals, text = flag.partition("=")
+    for text in texts:
+        metric, equals, value = text.partition("=")
         if not equals or not metric or metric in bounds:
             expected = "each metric once" if metric in bounds else "METRIC=LOW:HIGH or METRIC=HIGH"
-            raise ConstraintError(f"--constraint {flag}: expected {expected}, as in macs=0:330M")
-        low, colon, high = text.partition(":")
-        bounds[metric] = [low or None, high or None] if colon else text
-    return parse_constraints(bounds, source="--constraint")
+            raise ConstraintError(f"{flag} {text}: expected {expected}, as in macs=0:330M")
+        low, colon, high = value.partition(":")
+        bounds[metric] = [low or None, high or None] if colon else value
+    return parse_constraints(bounds, source=flag)
 
 
 def find_violation(
@@ -284,17 +324,6 @@ def find_violation(
             cost = table.cost(choices, each.metric)
             return f"{each.metric} is {cost:,}, outside {each.low:,} to {each.high:,}"
     return None
-
-
-def write_constraints(constraints: Sequence[Constraint]) -> dict[str, list[float | None]]:
-    """Constraints as JSON that `parse_constraints` reads; an absent bound is null."""
-    return {
-        each.metric: [
-            each.low if each.low > -math.inf else None,
-            each.high if each.high < math.inf else None,
-        ]
-        for each in constraints
-    }
 
 
 def _spec(space: Any, options: Any, choices: Mapping[str, Any]) -> SearchSpec:
@@ -321,9 +350,31 @@ def _term(entry: Mapping[str, Any], spec: SearchSpec, fixed: Mapping[str, float]
         raise ValueError(f"{entry['labels']!r} is not a list of labels")
     size = math.prod(len(spec.choices[label]) for label in labels)
     costs = {metric: tuple(_number(cost) for cost in entry["costs"][metric]) for metric in fixed}
-    if any(len(column) != size for column in costs.values()):
+    spreads = {
+        str(metric): tuple(_number(spread) for spread in column)
+        for metric, column in entry.get("spreads", {}).items()
+    }
+    if any(len(column) != size for column in (*costs.values(), *spreads.values())):
         raise ValueError(f"the term of {labels} does not have {size} costs")
-    return Term(labels, costs)
+    return Term(labels, costs, spreads)
+
+
+def _measured(value: Any, fixed: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, dict) or any(not isinstance(how, dict) for how in value.values()):
+        raise TypeError(f"how costs were measured is {value!r}")
+    if unknown := sorted(set(value) - set(fixed)):
+        raise ValueError(f"{unknown} were measured, but there are no such costs")
+    return value
+
+
+def _term_value(term: Term) -> dict[str, Any]:
+    value: dict[str, Any] = {
+        "labels": list(term.labels),
+        "costs": {metric: list(column) for metric, column in term.costs.items()},
+    }
+    if term.spreads:
+        value["spreads"] = {metric: list(column) for metric, column in term.spreads.items()}
+    return value
 
 
 def _restrict(term: Term, spec: SearchSpec, part: Mapping[str, Sequence[Candidate]]) -> Term:
@@ -332,5 +383,18 @@ def _restrict(term: Term, spec: SearchSpec, part: Mapping[str, Sequence[Candidat
         all(each in part[label] for label, each in zip(term.labels, key, strict=True))
         for key in itertools.product(*(spec.choices[label] for label in term.labels))
     ]
-    columns = {m: tuple(itertools.compress(column, kept)) for m, column in term.costs.items()}
-    return Term(term.labels, columns)
+    columns = [
+        {metric: tuple(itertools.compress(column, kept)) for metric, column in each.items()}
+        for each in (term.costs, term.spreads)
+    ]
+    return Term(term.labels, *columns)
+
+
+def _counted(table: CostTable, metrics: Sequence[str]) -> Any:
+    """The table's numbers of these metrics, to compare; None if it lacks one."""
+    if any(metric not in table.fixed for metric in metrics):
+        return None
+    rows = [[term.labels, *(term.costs[metric] for metric in metrics)] for term in table.terms]
+    return [table.fixed[metric] for metric in metrics], [
+        row for row in rows if any(map(any, row[1:]))
+    ]

@@ -6,7 +6,7 @@ Imports the other modules of this package; DALI only if it is asked for.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -59,6 +59,7 @@ def build_loader(
     rank: int = 0,
     world_size: int = 1,
     device: torch.device | str = "cpu",
+    cache_bytes: int = 0,
 ) -> Loader:
     """Build a loader.
 
@@ -76,6 +77,8 @@ def build_loader(
         rank: of this process.
         world_size: number of processes that share each global batch.
         device: where batches are delivered.
+        cache_bytes: memory in which decoded images are kept; pixels are the same with and without.
+            DALI, which decodes on the device, keeps none.
 
     Raises:
         ConfigError: if an argument is unknown or out of range, or DALI is not installed.
@@ -84,12 +87,20 @@ def build_loader(
     schedule = Schedule(len(images), batch_size, shuffle, seed, rank, world_size)
     if num_workers < 0:
         raise ConfigError(f"{num_workers} workers: expected 0 or more")
+    if cache_bytes < 0:
+        raise ConfigError(f"a cache of {cache_bytes} bytes: expected 0 or more")
     if backend not in BACKENDS:
         raise ConfigError(f"loader {backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    settings: Any = {
+        "rule": rule,
+        "schedule": schedule,
+        "num_workers": num_workers,
+        "device": torch.device(device),
+    }
     if backend == "dali":
-        from spos.data.dali_loader import DaliLoader as Backend
-    else:
-        from spos.data.torch_loader import TorchLoader as Backend
-    return Backend(
-        images, rule=rule, schedule=schedule, num_workers=num_workers, device=torch.device(device)
-    )
+        from spos.data.dali_loader import DaliLoader
+
+        return DaliLoader(images, **settings)
+    from spos.data.torch_loader import TorchLoader
+
+    return TorchLoader(images, **settings, cache_bytes=cache_bytes)

@@ -6,6 +6,7 @@ Imports only torch, `spos.errors` and the rules of evaluation views.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -81,6 +82,8 @@ class Preprocessing:
         }
 
 
+@cache  # a copy to a GPU makes the host wait
+@torch.inference_mode(False)
 def _normalisation(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and offset, each (3, 1, 1), equal to dividing by 255 and standardising."""
     mean = torch.tensor(MEAN, dtype=torch.float64).view(3, 1, 1)

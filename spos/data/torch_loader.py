@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageEnhance
 
 from spos.data.augmentation import View, ViewRule, draw_view
+from spos.data.cache import PixelCache
 from spos.data.decode import BadImage, load_rgb
 from spos.data.folder import ImageSet
 from spos.data.schedule import Schedule, count_batches
@@ -29,6 +30,7 @@ class TorchLoader:
         schedule: which images make up which batch.
         num_workers: processes that decode; 0 decodes in this one.
         device: where batches are delivered.
+        cache_bytes: memory for decoded images; 0 decodes them at every use.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class TorchLoader:
         schedule: Schedule,
         num_workers: int,
         device: torch.device,
+        cache_bytes: int = 0,
     ) -> None:
         self._schedule = schedule
         self._device = device
+        cache = PixelCache(len(images), limit=cache_bytes) if cache_bytes else None
         self._workers = BatchWorkers(
-            _make_batches(images, rule),
+            _make_batches(images, rule, cache),
             schedule=schedule,
             num_workers=num_workers,
             pin_memory=device.type == "cuda",
@@ -93,19 +97,52 @@ def _resize(image: Image.Image, size: tuple[int, int], *, antialias: bool) -> Im
     return Image.fromarray(resized[0].permute(1, 2, 0).contiguous().numpy())
 
 
+def _only_moves(view: View, width: int, height: int) -> bool:
+    """Whether a view takes the pixels of an image as they are, at another place or mirrored."""
+    is_whole = view.box == (0, 0, width, height) and view.resized == (width, height)
+    return is_whole and view.jitter == (1.0, 1.0, 1.0)
+
+
+def _move(pixels: np.ndarray, view: View, target: np.ndarray) -> None:
+    """`render_view` for such a view of ``pixels`` (H, W, 3), written to ``target``."""
+    (left, top), size = view.window, len(target)
+    height, width, _ = pixels.shape
+    x, y = max(left, 0), max(top, 0)  # the part of the image that is seen
+    part = pixels[y : min(top + size, height), x : min(left + size, width)]
+    if part.shape != target.shape:
+        target[:] = 0
+    seen = target[:, ::-1] if view.flip else target
+    seen[y - top : y - top + part.shape[0], x - left : x - left + part.shape[1]] = part
+
+
 def _make_batches(
-    images: ImageSet, rule: ViewRule
+    images: ImageSet, rule: ViewRule, cache: PixelCache | None
 ) -> Callable[[int, np.ndarray], Batch | BadImage]:
     packed = PackedImages(images)
+
+    def decode(index: int) -> Image.Image | np.ndarray | BadImage:
+        if cache is None:
+            return load_rgb(packed.path(index))
+        if (kept := cache.get(index)) is not None:
+            return kept
+        image = load_rgb(packed.path(index))
+        if not isinstance(image, BadImage):
+            cache.put(index, image)
+        return image
 
     def make(epoch: int, indices: np.ndarray) -> Batch | BadImage:
         pixels = np.empty((len(indices), rule.image_size, rule.image_size, 3), np.uint8)
         for row, index in enumerate(indices.tolist()):
-            image = load_rgb(packed.path(index))
+            image = decode(index)
             if isinstance(image, BadImage):
                 return image
-            width, height = image.size
-            view = draw_view(rule, epoch=epoch, index=index, width=width, height=height)
+            size = image.shape[1::-1] if isinstance(image, np.ndarray) else image.size
+            view = draw_view(rule, epoch=epoch, index=index, width=size[0], height=size[1])
+            if isinstance(image, np.ndarray):
+                if _only_moves(view, *size):
+                    _move(image, view, pixels[row])
+                    continue
+                image = Image.fromarray(image)
             pixels[row] = render_view(
                 image, view, image_size=rule.image_size, antialias=rule.antialias
             )

@@ -22,14 +22,8 @@ _PROBE = 256  # pixels, so that every stride of ours divides the side
 class FeatureBackbone(nn.Module):
     """The layers of a subnet up to its last stage; yields the last map of each stride.
 
-    Fits torchvision's detection models, by a feature pyramid or alone:
-
-        network = spos.load_subnet("best.safetensors")
-        backbone = FeatureBackbone(network)
-        pyramid = FeaturePyramidNetwork(list(backbone.channels.values()), 256)
-        body = nn.Sequential(backbone, pyramid)
-        body.out_channels = 256
-        detector = FasterRCNN(body, num_classes=91)
+    Fits torchvision's detection models through a feature pyramid, whose maps bear the strides as
+    names; the README has a whole detector.
 
     Detection trains with few images a step, too few for BatchNorm: `fold_batchnorm` the subnet
     before, and its statistics are frozen for good.

@@ -23,6 +23,8 @@ from spos.spaces import default_image_size
 from spos.subnet import load_subnet, read_classes, read_preprocessing
 
 MAX_ONNX_BYTES = 2**31  # what its format can hold
+# Quantises the weights of a convolution in float between two in int8, and so undoes our list.
+_QUANTIZER = "WeightBiasQuantization"
 
 
 class OnnxNetwork(nn.Module):
@@ -45,7 +47,7 @@ class OnnxNetwork(nn.Module):
     def __init__(self, model: bytes, *, source: str, threads: int = 1) -> None:
         super().__init__()
         self._session = open_session(model, source=source, threads=threads)
-        metadata = self._session.get_modelmeta().custom_metadata_map
+        metadata, self._input, shape = _describe(self._session, source)
         if metadata.get("format") != FORMAT:
             raise CheckpointError(
                 f"{source}: is an ONNX model, but not one of ours (it does not say how its images "
@@ -61,13 +63,23 @@ class OnnxNetwork(nn.Module):
         self.classes: tuple[str, ...] | None = None
         if "classes" in metadata:
             self.classes = read_classes(metadata["classes"], source)
-        (given,) = self._session.get_inputs()
-        self._input, self.image_size = given.name, int(given.shape[-1])
+        if len(shape) != 4 or type(shape[-1]) is not int:
+            raise CheckpointError(f"{source}: takes {shape}, expected (batch, 3, height, width)")
+        self.image_size: int = shape[-1]
 
     def forward(self, images: Tensor) -> Tensor:
         """Preprocessed images (N, 3, H, W) to logits (N, classes)."""
         (logits,) = self._session.run(None, {self._input: images.contiguous().numpy()})
         return torch.from_numpy(logits)
+
+
+def _describe(session: Any, source: str) -> tuple[dict[str, str], str, list[Any]]:
+    """Metadata, and name and shape of the first input."""
+    try:
+        given = session.get_inputs()[0]
+        return session.get_modelmeta().custom_metadata_map, given.name, given.shape
+    except (UnicodeDecodeError, IndexError) as problem:
+        raise CheckpointError(f"{source}: is damaged ({problem})") from None
 
 
 def open_session(model: bytes, *, source: str, threads: int = 1, options: Any = None) -> Any:
@@ -96,7 +108,12 @@ def open_session(model: bytes, *, source: str, threads: int = 1, options: Any = 
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            model,
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=[_QUANTIZER],
+        )
     except CheckpointError:
         raise
     except Exception as problem:  # the runtime has a dozen classes for what is wrong with a model

@@ -64,11 +64,13 @@ class Address:
 def find_address(settings: EvaluationSettings) -> Address:
     """The address of the evaluator for these settings on this machine.
 
-    Evaluators differ in whatever a result, or who may use it, depends on: installation, machine,
-    user, device (NNI gives each trial its GPU by ``CUDA_VISIBLE_DEVICES``), threads, images, space.
+    Evaluators differ in whatever a result, or who may use it, depends on: run, installation, host,
+    user, device (NNI gives each trial a GPU by ``CUDA_VISIBLE_DEVICES``), threads, images, space.
     """
+    run_dir = settings.run_dir.resolve()  # a copy of a run folder holds the original's record
     identity = [
         PROTOCOL,
+        str(run_dir),
         sys.executable,
         socket.gethostname(),
         os.getuid(),
@@ -79,7 +81,7 @@ def find_address(settings: EvaluationSettings) -> Address:
         settings.space,
     ]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
-    return Address(settings.run_dir.resolve() / FOLDER, key)
+    return Address(run_dir / FOLDER, key)
 
 
 def take_lock(address: Address) -> int | None:

@@ -76,7 +76,7 @@ class Candidates:
         if result is None:
             result = self.measure(arch.choices, progress=progress)
             self._results.save(arch, result)
-        return result
+        return {**result, **self.run.table.costs(arch.choices)}  # a metric may have come since
 
     def measure(
         self, choices: Any, *, progress: Callable[[float], None] | None = None

@@ -57,6 +57,8 @@ def ask_evaluator(
     Raises:
         SearchError: if the evaluator could not score this candidate, with its reason.
     """
+    if not (settings.run_dir / "args.json").exists():
+        return None  # no run folder: nothing is to be written there
     address = find_address(settings)
     for _ in range(ATTEMPTS):
         try:

@@ -59,7 +59,8 @@ class PathMemory:
 
     Args:
         supernet: whose weights stay as they are.
-        max_bytes: of activations; a layer that finds no room is not kept.
+        max_bytes: of activations, half for each of the two passes over images; a layer that finds
+            no room is not kept.
     """
 
     def __init__(self, supernet: Supernet, *, max_bytes: int) -> None:
@@ -131,7 +132,7 @@ class PathMemory:
         kept = self._passes[name]
         kept.num_calls = 0
         children = dict(self._trunk._modules)
-        recorder = _Recorder(kept, self._shared, self._room - self._used())
+        recorder = _Recorder(kept, self._shared, self._room // 2 - _bytes(kept))
         for depth, (key, child) in enumerate(children.items()):
             self._trunk._modules[key] = _Recorded(child, depth, recorder)
         try:
@@ -142,16 +143,6 @@ class PathMemory:
         if not recorder.is_chain:
             self._trunk = None
             self.forget()
-
-    def _used(self) -> int:
-        storages = {
-            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-            for each in self._passes.values()
-            for outputs in each.outputs.values()
-            for output in outputs
-            for tensor in _tensors(output)
-        }
-        return sum(storages.values())
 
 
 class _Recorder:
@@ -239,6 +230,17 @@ def _normalizations(module: nn.Module) -> list[Any]:
         for each in module.modules()
         if isinstance(each, _BatchNorm) and each.running_mean is not None
     ]
+
+
+def _bytes(kept: _Pass) -> int:
+    """Memory of all that is kept of a pass; a tensor that several views share counts once."""
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for outputs in kept.outputs.values()
+        for output in outputs
+        for tensor in _tensors(output)
+    }
+    return sum(storages.values())
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:

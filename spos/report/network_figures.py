@@ -1,6 +1,7 @@
 """A network drawn block by block, and the costs of the paths that a supernet was trained on.
 
-Imports `spos.cost.table`, `spos.errors`, `spos.report`, `spos.training.samplers` and matplotlib.
+Imports `spos.cost.table`, `spos.data.schedule`, `spos.errors`, `spos.report`,
+`spos.training.samplers` and matplotlib.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from matplotlib.patches import FancyBboxPatch, Patch
 
 from spos.architecture import Candidate
 from spos.cost.table import CostTable
-from spos.errors import ConfigError
 from spos.report.network import Block
 from spos.report.sources import TrainingRun
 from spos.report.style import (
@@ -30,7 +30,7 @@ from spos.report.style import (
     plain,
     scaled,
 )
-from spos.training.samplers import SAMPLERS, build_sampler
+from spos.training.samplers import build_recorded_sampler
 
 MAX_DRAWN_BLOCKS = 60
 NUM_SAMPLED_PATHS = 1000
@@ -157,6 +157,7 @@ def sample_paths(run: TrainingRun) -> SampledPaths | None:
     """The paths of evenly spread steps of a supernet's training so far; None before the first.
 
     Paths are functions of the seed and the step, so they are drawn again, not read from anywhere.
+    Those of a stroll build on each other, so only the last epoch of one is walked.
 
     Raises:
         ConfigError: if the settings do not say how they were drawn.
@@ -164,22 +165,14 @@ def sample_paths(run: TrainingRun) -> SampledPaths | None:
     """
     if not run.num_steps:
         return None
-    name, seed, macs_range = (run.config.get(key) for key in ("sampler", "seed", "macs_range"))
-    is_range = macs_range is None or (
-        isinstance(macs_range, list)
-        and len(macs_range) == 2
-        and all(type(each) in (int, float) for each in macs_range)
-    )
-    if name not in SAMPLERS or type(seed) is not int or not is_range:
-        raise ConfigError(
-            f"{run.path / 'args.json'}: does not say how paths were sampled (sampler {name!r}, "
-            f"seed {seed!r}, macs_range {macs_range!r})"
-        )
     table = CostTable.load(run.path / "cost.json")
-    sampler = build_sampler(
-        name, table, seed=seed, macs_range=tuple(macs_range) if macs_range else None
+    sampler, steps_per_epoch = build_recorded_sampler(
+        run.config, table, source=str(run.path / "args.json")
     )
-    steps = np.linspace(0, run.num_steps - 1, min(run.num_steps, NUM_SAMPLED_PATHS)).astype(int)
+    name = str(run.config["sampler"])
+    first = max(0, run.num_steps - steps_per_epoch) if name == "strolling" else 0
+    count = min(run.num_steps - first, NUM_SAMPLED_PATHS)
+    steps = np.linspace(first, run.num_steps - 1, count).astype(int)
     paths = [sampler.sample(step) for step in dict.fromkeys(steps.tolist())]
     macs, params = (
         np.array([table.cost(path, metric) for path in paths], dtype=float)

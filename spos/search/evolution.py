@@ -38,6 +38,8 @@ class Evolution:
         mutation_probability: of drawing a gene anew (it may be the same again).
         lucky_probability: of every other candidate of the last two rounds to be a parent as well.
         mutates_crossed: whether children by crossover are mutated too.
+        sorts_rounds: whether neighbours in a round are alike from the first layer on, so that an
+            evaluator runs the layers that they share once; otherwise mutations come first.
         seed: of every random draw.
         max_failures: evaluations failing in a row that stop the search.
 
@@ -54,6 +56,7 @@ class Evolution:
     mutation_probability: float = 0.1
     lucky_probability: float = 0.0
     mutates_crossed: bool = False
+    sorts_rounds: bool = False
     seed: int = 0
     max_failures: int = 10
 
@@ -65,10 +68,9 @@ class Evolution:
             check_whole(name, getattr(self, name), low=low)
         check_probability("mutation_probability", self.mutation_probability)
         check_probability("lucky_probability", self.lucky_probability)
-        if type(self.mutates_crossed) is not bool:
-            raise ConfigError(
-                f"mutates_crossed is {self.mutates_crossed!r}, expected true or false"
-            )
+        for name in ("mutates_crossed", "sorts_rounds"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, expected true or false")
         if self.num_spread > self.population:
             raise ConfigError(
                 f"num_spread ({self.num_spread}) exceeds the population ({self.population}); "
@@ -99,7 +101,7 @@ class Evolution:
             )
             batch.add_children(self.num_crossovers, lambda: self._cross(parents, space, generator))
         batch.fill(generator)
-        return batch.genes
+        return sorted(batch.genes) if self.sorts_rounds else batch.genes
 
     def _parents(self, history: History, generator: np.random.Generator) -> list[Genes]:
         ranking = [genes for genes, _ in ranked(history)]

@@ -1,6 +1,6 @@
 """Building blocks of the ShuffleNet spaces: two-branch blocks in each system's layout, attention.
 
-Imports NNI's mutable layers by `spos.spaces.nni_pieces`, and torch.
+Imports NNI's mutable layers by `spos.spaces.nni_pieces`, `spos.spaces.halves` and torch.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from spos.spaces.halves import Halves, join, shuffle_halves, split_by_parity
 from spos.spaces.nni_pieces import MutableBatchNorm2d, MutableConv2d
 
 Width = Any  # an integer, or one of NNI's choices of integers
@@ -79,10 +79,12 @@ PLAIN = BlockStyle()
 class TwoBranchBlock(nn.Module):
     """Channels that pass beside channels that are worked on (Ma et al. 2018, fig. 3 c and d).
 
-    With a projection, both branches take the whole input: ``cat(projection(x), main(x))``. Without,
-    half of the channels pass. In the canonical layout these are the even ones: ``cat(even,
-    main(odd))``; the split by parity is what shuffles the halves of the block before, so no block
-    ends in a shuffle.
+    With a projection, both branches take the whole input: ``projection(x), main(x)``. Without, half
+    of the channels pass. In the canonical layout these are the even ones: ``even, main(odd)``; the
+    split by parity is what shuffles the halves of the block before, so no block ends in a shuffle.
+
+    The two parts of the output are handed on as they are, not concatenated: the next block takes
+    them apart in another way, and joining them first would move every activation once more.
 
     Args:
         main: the branch that does the work; named ``branch_main`` in the state dict.
@@ -101,15 +103,28 @@ class TwoBranchBlock(nn.Module):
         self.branch_proj = projection
         self.layout = layout
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (N, C_in, H, W) to (N, C_out, H / stride, W / stride)."""
+    def forward(self, x: Tensor | Halves) -> Halves:
+        """Features (N, C_in, H, W), whole or in two parts, to (N, C_out, H / stride, W / stride).
+
+        Returns:
+            The leading channels of the output, and the rest (see `spos.spaces.halves.join`).
+        """
         if self.branch_proj is None:
             passed, x = _split(x, self.layout.split)
         else:
+            x = join(x)
             passed = self.branch_proj(x)
         main = self.branch_main(x)
-        x = torch.cat((main, passed) if self.layout.works_first else (passed, main), 1)
-        return shuffle_channels(x) if self.layout.shuffles else x
+        halves = (main, passed) if self.layout.works_first else (passed, main)
+        return shuffle_halves(halves) if self.layout.shuffles else halves
+
+
+class Stages(nn.Sequential):
+    """Blocks one after the other, and a whole tensor at the end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (N, C_in, H, W) to what the last block makes of them."""
+        return join(super().forward(x))
 
 
 class SqueezeExcitation(nn.Module):
@@ -226,23 +241,21 @@ def normalization(channels: Width, *, affine: bool) -> nn.Module:
     return kind(channels, affine=affine)
 
 
-def shuffle_channels(x: Tensor) -> Tensor:
-    """Interleave the two halves of the channels: 0, C/2, 1, C/2 + 1, ..."""
-    return x.unflatten(1, (2, x.shape[1] // 2)).transpose(1, 2).flatten(1, 2)
-
-
 def round_up(width: int, multiple: int = 8) -> int:
     """The least multiple that is not less than ``width``."""
     return -(-width // multiple) * multiple
 
 
-def _split(x: Tensor, split: str) -> tuple[Tensor, Tensor]:
+def _split(x: Tensor | Halves, split: str) -> Halves:
     """The half that passes and the half that is worked on."""
+    if isinstance(x, Tensor):
+        leading, rest = x.tensor_split(2, dim=1)
+        x = leading, rest
     if split == "odd":
-        return x[:, 0::2], x[:, 1::2]  # views: a shuffled copy costs 3 to 5 % of a step
+        return split_by_parity(*x)
     if split == "shuffle":
-        x = shuffle_channels(x)
-    first, last = x.chunk(2, dim=1)
+        return shuffle_halves(x)
+    first, last = x  # of a block that shuffled: equally wide
     return (last, first) if split == "first" else (first, last)
 
 

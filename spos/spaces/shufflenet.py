@@ -18,6 +18,7 @@ from spos.spaces.blocks import (
     LAYOUTS,
     BlockStyle,
     SqueezeExcitation,
+    Stages,
     Width,
     round_up,
     shuffle_block,
@@ -300,7 +301,7 @@ def _add_layers(space: nn.Module, design: _Design) -> None:
         nn.BatchNorm2d(design.stem_width, affine=design.affine),
         ACTIVATIONS[design.stem_activation](),
     )
-    space.features = nn.Sequential(*_features(design, stage_strides))
+    space.features = Stages(*_features(design, stage_strides))
     for name, module in _head(design):
         space.add_module(name, module)
     initialize(space)

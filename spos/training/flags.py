@@ -61,6 +61,11 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--workers", type=not_negative, default=2, help="of the loader (default: %(default)s)"
     )
+    group.add_argument(
+        "--cache", type=not_negative, metavar="MIB",
+        help="memory of a torchvision loader for decoded images (default: 1024 for small images, "
+        "0 for photographs)",
+    )  # fmt: skip
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:

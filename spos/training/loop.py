@@ -23,9 +23,11 @@ from spos.data.preprocessing import Preprocessing
 from spos.errors import SposError
 from spos.supernet import Supernet
 from spos.training import checkpoint, parallel
+from spos.training.meter import Meter
 from spos.training.recipe import Recipe, decay_groups
 from spos.training.run_folder import RunFolder
 from spos.training.samplers.protocol import PathSampler, ResumableSampler
+from spos.training.shrinking import Shrinking
 from spos.training.slices import only_active_slices
 from spos.training.status import StatusLine
 
@@ -64,6 +66,7 @@ class Training:
         validate: called after every ``validate_every`` epochs and at the end; returns metrics.
         validate_every: in epochs.
         save_every: in epochs.
+        shrinking: drops candidates between epochs; then it is the sampler as well.
     """
 
     def __init__(
@@ -79,10 +82,12 @@ class Training:
         validate: Callable[[], Mapping[str, float]] | None = None,
         validate_every: int = 1,
         save_every: int = 1,
+        shrinking: Shrinking | None = None,
     ) -> None:
         self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe, self.loader, self.preprocessing = recipe, loader, preprocessing
-        self.device, self.run, self.sampler = device, run, sampler
+        self.device, self.run, self.sampler = device, run, shrinking or sampler
+        self.shrinking = shrinking
         self.validate, self.validate_every, self.save_every = validate, validate_every, save_every
         self.step = 0
         self.total_steps = recipe.epochs * len(loader)
@@ -93,8 +98,7 @@ class Training:
             momentum=recipe.momentum,
         )
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.amp == "fp16")
-        self._meter = _Meter(device)
-        self._last_loss: torch.Tensor | None = None
+        self._meter = Meter(device)
         self._skipped = 0
 
     def fit(self) -> dict[str, float]:
@@ -124,8 +128,7 @@ class Training:
         waiting = time.perf_counter()
         for images, labels in self.loader.epoch(epoch, start):
             waited = time.perf_counter() - waiting
-            self._train_step(images, labels)
-            self.step += 1
+            self.train_step(images, labels)
             waiting = time.perf_counter()
             self._meter.count(len(labels) * parallel.world_size(), waited)
             status.update(self.step, self._meter.text)
@@ -140,9 +143,11 @@ class Training:
 
     def _finish_epoch(self, epoch: int, is_stopping: bool) -> None:
         """Record, validate and save what is due after ``epoch`` epochs."""
-        self._check_finite()
+        self._check_finite(self._meter.loss_sum(wait=True))
         self.run.record(self.step, {**self._meter.finish_epoch(), "train/lr": self._lr()})
         is_last = epoch == self.recipe.epochs
+        if self.shrinking:
+            self.shrinking.after_epoch(self.network, epoch=epoch, step=self.step)
         if is_stopping:
             self._save()  # at once: who asked may not wait until the validation ends
         # Validation first: if a kill comes between the two, the resumed run does both again.
@@ -164,8 +169,16 @@ class Training:
         log.info("stopped by a signal after step %d; repeat the command", self.step)
         raise Stopped
 
-    def _train_step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
-        """One update. ``images``: uint8 (N, 3, H, W); ``labels``: (N,)."""
+    def train_step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """One update. ``images``: uint8 (N, 3, H, W); ``labels``: (N,).
+
+        Returns:
+            The loss, on the device.
+
+        Raises:
+            TrainingError: if the loss is not finite: on a CPU before this update, on a GPU, which
+                is never waited for, within a few steps.
+        """
         recipe = self.recipe
         _seed_dropout(recipe.seed, self.step, self.device)
         if self.sampler:
@@ -184,8 +197,8 @@ class Training:
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()
         parallel.average_gradients(self._parameters)
-        self._check_finite()  # the loss of the step before, so that a GPU is never waited for
-        self._last_loss = loss.detach()
+        if self.device.type == "cpu":
+            self._check_finite(loss.item())  # before the weights are touched
         if recipe.clip_norm:
             self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(
@@ -196,11 +209,12 @@ class Training:
         with only_active_slices(self.network, self._optimizer):
             self._update()
         self._meter.add(loss.detach(), logits.detach(), labels)
+        self._check_finite(self._meter.loss_sum())
+        self.step += 1
+        return loss.detach()
 
     def _update(self) -> None:
         if not self._scaler.is_enabled():
-            if self.device.type == "cpu":
-                self._check_finite()  # costs nothing here: stop before the weights are touched
             self._optimizer.step()
             return
         before = self._scaler.get_scale()
@@ -214,10 +228,10 @@ class Training:
                 "--amp bf16"
             )
 
-    def _check_finite(self) -> None:
+    def _check_finite(self, loss: float) -> None:
         if self._scaler.is_enabled():
             return  # fp16 skips such a step and lowers its scale; `_update` counts how often
-        if self._last_loss is not None and not math.isfinite(self._last_loss.item()):
+        if not math.isfinite(loss):
             raise TrainingError(
                 f"the loss is not finite at step {self.step}; the last checkpoint in "
                 f"{self.run.checkpoints} is from before; lower --lr, or set --clip-norm 5"
@@ -237,7 +251,7 @@ class Training:
         return metrics
 
     def _save(self) -> None:
-        self._check_finite()
+        self._check_finite(self._meter.loss_sum(wait=True))
         parallel.average_buffers(self.network)
         if not self.run.is_writer:
             return
@@ -251,11 +265,15 @@ class Training:
         if isinstance(self.sampler, ResumableSampler):
             state["sampler"] = self.sampler.state()
         checkpoint.save_checkpoint(self.run.checkpoints, self.step, state)
+        if self.shrinking:
+            self.shrinking.publish()
 
     def _restore(self) -> None:
         found = checkpoint.latest_checkpoint(self.run.checkpoints)
         if found is None:
             parallel.broadcast_module(self.network)
+            if self.shrinking:
+                self.shrinking.begin(self.network)
             return
         step, path = found
         state = checkpoint.load_checkpoint(path)
@@ -266,57 +284,9 @@ class Training:
             self.sampler.restore(state["sampler"])
         self.step = step
         if self.run.is_writer:
+            if self.shrinking:
+                self.shrinking.publish()
             log.info("continuing %s after step %d of %d", self.run.path, step, self.total_steps)
-
-
-class _Meter:
-    """Running figures of an epoch; sums stay on the device until they are shown."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.text = ""
-        self._reset()
-
-    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Add a step's loss and hits."""
-        hits = (logits.argmax(dim=1) == labels).sum()
-        count = torch.full((), len(labels), device=self._device)
-        self._sums += torch.stack([loss.float() * len(labels), hits, count]).double()
-
-    def count(self, num_images: int, waited: float) -> None:
-        """Count images and the seconds that the step waited for them."""
-        self._images += num_images
-        self._waited += waited
-
-    def refresh(self) -> None:
-        """Bring the status text up to date."""
-        values = self._values()
-        self.text = (
-            f"loss {values['train/loss']:.3f}  top-1 {values['train/top1']:.3f}  "
-            f"{values['train/images_per_second']:.0f} images/s  "
-            f"data wait {values['train/data_wait']:.0%}"
-        )
-
-    def finish_epoch(self) -> dict[str, float]:
-        """Metrics of the epoch (this rank's loss and top-1), and begin the next."""
-        values = self._values()
-        self._reset()
-        return values
-
-    def _reset(self) -> None:
-        self._sums = torch.zeros(3, dtype=torch.float64, device=self._device)
-        self._begun = time.perf_counter()
-        self._images, self._waited = 0, 0.0
-
-    def _values(self) -> dict[str, float]:
-        loss, hits, count = self._sums.tolist()
-        elapsed = max(time.perf_counter() - self._begun, 1e-9)
-        return {
-            "train/loss": loss / max(count, 1),
-            "train/top1": hits / max(count, 1),
-            "train/images_per_second": self._images / elapsed,
-            "train/data_wait": self._waited / elapsed,
-        }
 
 
 @contextmanager

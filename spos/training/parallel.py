@@ -91,6 +91,13 @@ def broadcast_module(module: torch.nn.Module) -> None:
             dist.broadcast(tensor, src=0)
 
 
+def broadcast(tensor: torch.Tensor) -> torch.Tensor:
+    """Rank 0's ``tensor``, in place of the others'."""
+    if world_size() > 1:
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
 def reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """``tensor`` summed over the ranks, in place."""
     if world_size() > 1:

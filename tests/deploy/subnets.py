@@ -35,11 +35,9 @@ def trained_like(network: torch.nn.Module, image_size: int) -> torch.nn.Module:
     return network
 
 
-def random_subnet(space: str, image_size: int = 32, **options) -> torch.nn.Module:
-    """A random architecture of a space with weights that look trained."""
-    if "image_size" not in options:
-        options["image_size"] = image_size
-    spec = space_spec(space, options={"num_classes": 10, **options})
+def random_subnet(space: str, side: int = 32, **options) -> torch.nn.Module:
+    """A random architecture of a space, its statistics those of images of ``side`` pixels."""
+    spec = space_spec(space, options={"num_classes": 10, "image_size": side, **options})
     draw = random.Random(3)
     choices = {label: draw.choice(candidates) for label, candidates in spec.choices.items()}
-    return trained_like(build_subnet(spec.architecture(choices)), image_size)
+    return trained_like(build_subnet(spec.architecture(choices)), side)

@@ -6,7 +6,8 @@ from subnets import random_subnet
 from tiny_space import TINY
 from torch import nn
 from torchvision.models.detection import FasterRCNN
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from spos.deploy.backbone import FeatureBackbone
 from spos.deploy.folding import fold_batchnorm
@@ -70,9 +71,12 @@ def test_detector_learns_in_a_step():
     network = photo_network()
     before = network.state_dict()
     backbone = FeatureBackbone(fold_batchnorm(network, torch.zeros(1, 3, 32, 32)).network)
-    body = nn.Sequential(backbone, FeaturePyramidNetwork(list(backbone.channels.values()), 16))
+    body = nn.Sequential(
+        backbone, FeaturePyramidNetwork([*backbone.channels.values()], 16, LastLevelMaxPool())
+    )
     body.out_channels = 16  # type: ignore[assignment]
-    detector = FasterRCNN(body, num_classes=3, min_size=64, max_size=64).train()
+    pooling = MultiScaleRoIAlign(["4", "8", "16", "32"], output_size=7, sampling_ratio=2)
+    detector = FasterRCNN(body, 3, box_roi_pool=pooling, min_size=64, max_size=64).train()
     first = backbone.body[0][0].weight  # type: ignore[index]
     old = first.detach().clone()
     target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 48.0]]), "labels": torch.tensor([2])}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -60,6 +61,7 @@ class Served:
     """An evaluator in a thread of this process."""
 
     def __init__(self, folder: Path, *, idle_seconds: float = 20.0):
+        (folder / "args.json").touch()
         self.settings = EvaluationSettings(folder, device="cpu")
         self.address = find_address(self.settings)
         self.scores = Scores(folder)
@@ -234,6 +236,22 @@ def test_one_lock_one_evaluator(served):
     lock = take_lock(other)
     assert lock is not None
     os.close(lock)
+
+
+def test_copy_of_a_run_has_its_own_evaluator(served, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(served.settings.run_dir / "evaluator", copy / "evaluator")
+    address = find_address(EvaluationSettings(copy, device="cpu"))
+    assert connect(address) is None
+    lock = take_lock(address)
+    assert lock is not None
+    os.close(lock)
+
+
+def test_nothing_is_written_where_there_is_no_run(tmp_path):
+    settings = EvaluationSettings(tmp_path, device="cpu")
+    assert ask_evaluator(settings, {}, idle_seconds=1, progress=print) is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_each_gpu_has_its_own_address(tmp_path, monkeypatch):

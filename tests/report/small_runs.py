@@ -26,7 +26,7 @@ LIMIT = 40_000_000
 def write_supernet(path: Path, *, steps: int = 40, **config: Any) -> Path:
     """A run of supernet.py of 40 steps, ten an epoch, as far as ``steps``."""
     path.mkdir(parents=True)
-    settings = {"space": SPACE, "options": OPTIONS, "sampler": "uniform", "macs_range": None}
+    settings = {"space": SPACE, "options": OPTIONS, "sampler": "uniform", "path_range": None}
     settings |= {**RECIPE, "held_out": 10, **config}
     write_settings(path, RunSettings("supernet", settings, {}))
     cost_table().save(path / "cost.json")

@@ -6,13 +6,14 @@ import pytest
 from small_runs import SPEC, cost_table, write_supernet
 
 from spos.architecture import Architecture, load_architecture
+from spos.cost.table import Constraint
 from spos.errors import ConfigError, ConstraintError
 from spos.report.network import list_blocks
 from spos.report.network_figures import draw_network, draw_paths, sample_paths
 from spos.report.sources import read_run
 from spos.report.style import BLUE, ORANGE
 from spos.spaces.options import strides
-from spos.training.samplers import CostUniformSampler, UniformSampler
+from spos.training.samplers import CostUniformSampler, UniformSampler, build_sampler
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,14 +77,25 @@ def test_paths_are_those_of_the_training(tmp_path, sampler, steps):
     assert b"MACs" in svg and b"parameters" in svg and b"best candidate" in svg
 
 
+def test_last_epoch_of_a_stroll_is_walked_again(tmp_path):
+    strolling = {"sampler": "strolling", "path_range": ["macs=20M:60M", "params=:2M"]}
+    run = read_run(write_supernet(tmp_path / "run", steps=20, **strolling))
+    paths, table = sample_paths(run), cost_table()
+    box = [Constraint("macs", 20e6, 60e6), Constraint("params", high=2e6)]
+    expected = build_sampler("strolling", table, seed=0, ranges=box, steps_per_epoch=10)
+    assert paths and paths.macs.tolist() == [
+        table.cost(expected.sample(step)) for step in range(10, 20)
+    ]
+
+
 def test_no_step_is_no_path(tmp_path):
     assert sample_paths(read_run(write_supernet(tmp_path / "run", steps=0))) is None
 
 
 @pytest.mark.parametrize(
     "config",
-    [{"sampler": "magic"}, {"sampler": None}, {"seed": "0"}, {"macs_range": "x"},
-     {"macs_range": [1, [2]]}],
+    [{"sampler": "magic"}, {"sampler": None}, {"seed": "0"}, {"path_range": "x"},
+     {"path_range": [1, [2]]}, {"channel_warmup": 3}, {"batch_size": 0}, {"shrink": {}}],
 )  # fmt: skip
 def test_settings_that_do_not_say_how_paths_were_drawn_are_named(tmp_path, config):
     run = read_run(write_supernet(tmp_path / "run", **config))

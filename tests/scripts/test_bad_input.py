@@ -322,10 +322,32 @@ CASES = {
     ),
     # flags
     "MACs that no architecture has": Case(
-        "supernet", ("macs", "1,000,000", "reaches 4,338 to 45,810"), ("--macs-range", "1M:2M")
+        "supernet", ("macs", "1,000,000", "reaches 4,338 to 45,810"),
+        ("--path-range", "macs=1M:2M"),
     ),
-    "MACs range that is none": Case(
-        "supernet", ("--macs-range 1M", "290M:360M"), ("--macs-range", "1M")
+    "ranges that no architecture meets together": Case(
+        "supernet", ("no architecture", "macs between", "params between", "it reaches"),
+        ("--sampler", "constrained", "--path-range", "macs=4K:5K", "--path-range", "params=700:"),
+    ),
+    "range that is none": Case(
+        "supernet", ("--path-range 1M", "macs=290M:360M"), ("--path-range", "1M")
+    ),
+    "range of an unknown cost": Case(
+        "supernet", ("no metric 'watts'", "macs, params"),
+        ("--sampler", "strolling", "--path-range", "watts=1:2"),
+    ),
+    "range for a sampler that has none": Case(
+        "supernet", ("--path-range", "uniform", "constrained"),
+        ("--sampler", "uniform", "--path-range", "macs=4K:45K"),
+    ),
+    "sampler without its box": Case(
+        "supernet", ("--sampler strolling", "--path-range"), ("--sampler", "strolling")
+    ),
+    "warm-up that is none": Case(
+        "supernet", ("--channel-warmup 2:", "oneshot"), ("--channel-warmup", "2:")
+    ),
+    "warm-up of widths that are not searched": Case(
+        "supernet", ("--channel-warmup", "no widths to search"), ("--channel-warmup", "oneshot")
     ),
     "missing GPU": Case(
         "supernet", ("--device cuda:0", "0 CUDA devices"), ("--device", "cuda")

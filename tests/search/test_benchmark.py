@@ -8,9 +8,10 @@ import pytest
 from toy_trial import toy_spec, toy_table
 
 from spos.__main__ import main
+from spos.commands.bench import SEARCHERS
 from spos.cost.table import Constraint
 from spos.errors import ConfigError
-from spos.search.arguments import METHODS, build_method
+from spos.search.arguments import build_method
 from spos.search.benchmark import (
     MODES,
     NUM_LAYERS,
@@ -140,7 +141,7 @@ def test_command_prints_a_table_and_draws_it(table, shared_data, tmp_path, capsy
     assert main(["bench", "nasbench-macro", *arguments, "--plot", str(plot)]) == 0
     said = capsys.readouterr().out
     assert "after 50" in said and "after 100" in said and "after 200" not in said
-    for name in METHODS:
+    for name in SEARCHERS:
         assert sum(line.startswith(f"{name} ") for line in said.splitlines()) == len(MODES)
     assert plot.read_bytes().startswith(b"\x89PNG")
 

@@ -84,6 +84,7 @@ def test_shares_follow_the_population():
         ("max_failures", 0),
         ("lucky_probability", 2),
         ("mutates_crossed", 1),
+        ("sorts_rounds", "yes"),
     ],
 )
 def test_wrong_settings_are_named(name, value):
@@ -343,6 +344,15 @@ def test_sequence_is_pinned():
         asked = run(make_search(rounds=3, population=10, seed=1, **changes))
         text = json.dumps([list(each.values()) for each in asked])
         assert hashlib.sha256(text.encode()).hexdigest()[:16] == expected
+
+
+def test_sorted_rounds_hold_the_same_candidates():
+    # Parents are chosen when a round is complete, so with one trial at a time order is all.
+    plain = run(make_search(rounds=4, population=10, seed=1))
+    in_order = run(make_search(rounds=4, population=10, seed=1, sorts_rounds=True))
+    for start in range(0, 40, 10):
+        expected = sorted(plain[start : start + 10], key=lambda each: list(each.values()))
+        assert in_order[start : start + 10] == expected
 
 
 @pytest.mark.parametrize("num_before", [0, 7, 20, 33])

@@ -17,6 +17,7 @@ from torch import nn
 from spos.errors import ConfigError
 from spos.spaces import build_space, build_subnet
 from spos.spaces.blocks import LAYOUTS, BlockStyle, SqueezeExcitation, shuffle_block, xception_block
+from spos.spaces.halves import join
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -90,8 +91,8 @@ def test_block_is_the_published_function(layout, projects):
     ):
         randomize(block)
         x = torch.randn(2, widths[0], 6, 6, dtype=torch.float64)
-        torch.testing.assert_close(block(x), PUBLISHED[layout](block, x), rtol=0, atol=1e-12)
-        assert block(x).shape == (2, widths[1], 6 // stride, 6 // stride)
+        torch.testing.assert_close(join(block(x)), PUBLISHED[layout](block, x), rtol=0, atol=1e-12)
+        assert join(block(x)).shape == (2, widths[1], 6 // stride, 6 // stride)
 
 
 def test_layouts_are_different_functions_of_the_same_layers():
@@ -114,7 +115,7 @@ def test_canyonwinds_shuffle_has_the_published_order():
     block = shuffle_block(8, 8, 4, kernel_size=3, style=BlockStyle(layout="canyonwind"))
     block.branch_main = nn.Identity()
     x = torch.arange(8.0).reshape(1, 8, 1, 1)
-    assert block(x).flatten().tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
+    assert join(block(x)).flatten().tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from spos.architecture import Architecture, load_architecture
 from spos.errors import ConfigError
 from spos.spaces import build_space, build_subnet
 from spos.spaces.blocks import shuffle_block
+from spos.spaces.halves import join
 from spos.spaces.nni_pieces import open_hub
 from spos.spaces.options import strides
 from spos.spaces.shufflenet import ShuffleNetV2Space
@@ -148,7 +149,7 @@ def test_split_by_parity_is_the_published_one():
     x = torch.randn(2, 8, 3, 5)
     # Megvii's channel_shuffle: pairs of channels to the front, then one half each
     pairs = x.reshape(2 * 8 // 2, 2, 3 * 5).permute(1, 0, 2).reshape(2, -1, 8 // 2, 3, 5)
-    assert torch.equal(block(x), torch.cat((pairs[0], pairs[1]), 1))
+    assert torch.equal(join(block(x)), torch.cat((pairs[0], pairs[1]), 1))
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -34,7 +34,7 @@ def make_state(step: int, size: int = 50) -> dict:
         "step": step,
         "network": {"weight": torch.full((size,), float(step)), "count": torch.tensor(step)},
         "optimizer": {"param_groups": [{"lr": 0.5, "params": [0]}], "state": {}},
-        "config": {"space": "tiny", "classes": ["a", "b"], "macs_range": None},
+        "config": {"space": "tiny", "classes": ["a", "b"], "path_range": None},
     }
 
 

@@ -15,6 +15,7 @@ from tiny_space import TINY, WIDTHS
 
 from spos.architecture import Architecture
 from spos.cost.counting import build_cost_table
+from spos.cost.table import Constraint
 from spos.data.loader import build_loader
 from spos.data.preprocessing import Preprocessing
 from spos.errors import CheckpointError
@@ -26,6 +27,7 @@ from spos.training.loop import MAX_SKIPPED_UPDATES, Stopped, Training, TrainingE
 from spos.training.recipe import Recipe
 from spos.training.run_folder import RunFolder, RunSettings
 from spos.training.samplers import build_sampler
+from spos.training.samplers.protocol import ResumableSampler
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "tiny_spaces"),
@@ -54,6 +56,17 @@ class Watched:
         changed = self._before(self._step)
         self._step += 1
         return self._inner.apply(images) if changed is None else changed
+
+
+class WatchedState(Watched):
+    """A watched sampler that has a state."""
+
+    def state(self):
+        return self._inner.state()
+
+    def restore(self, state):
+        self._before(-1)
+        self._inner.restore(state)
 
 
 def send(number: signal.Signals, *, at: int) -> Callable[[int], None]:
@@ -88,8 +101,12 @@ def make_training(
     recipe = RECIPE.replace(changes)
     torch.manual_seed(recipe.seed)
     table = build_cost_table(space, options=OPTIONS)
-    paths = build_sampler(sampler, table, seed=recipe.seed)
+    ranges = [Constraint("macs", 8_000, 40_000)] if sampler == "strolling" else []
+    paths = build_sampler(
+        sampler, table, seed=recipe.seed, ranges=ranges, steps_per_epoch=STEPS_PER_EPOCH
+    )
     preprocessing: Any = Preprocessing("standard")
+    watch = WatchedState if isinstance(paths, ResumableSampler) else Watched
     if scratch:
         arch = Architecture(TINY, OPTIONS, paths.sample(0))
         network: torch.nn.Module = build_subnet(arch)
@@ -114,7 +131,7 @@ def make_training(
         preprocessing=Watched(preprocessing, spoil) if spoil else preprocessing,
         device=torch.device("cpu"),
         run=RunFolder(path, RunSettings("supernet", {**vars(recipe), "sampler": sampler}, {})),
-        sampler=None if scratch else Watched(paths, before or (lambda step: None)),
+        sampler=None if scratch else watch(paths, before or (lambda step: None)),
         validate=validate,
         save_every=save_every,
     )
@@ -178,7 +195,7 @@ def test_seed_changes_everything(tmp_path, images, reference):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("sampler", ["uniform", "macs-uniform"])
+@pytest.mark.parametrize("sampler", ["macs-uniform", "strolling"])
 @pytest.mark.parametrize("stop_after", [1, 6, 7, 9, 18])
 def test_stopped_run_continues_to_the_bit(
     tmp_path, images, reference, stop_after, sampler, workers
@@ -194,6 +211,16 @@ def test_stopped_run_continues_to_the_bit(
     assert_identical(resumed.state, whole.state)
     assert resumed.steps() == whole.steps()
     assert resumed.measured() == whole.measured()
+
+
+def test_state_of_the_sampler_is_in_the_checkpoint_and_taken_from_it(tmp_path, images):
+    with pytest.raises(Stopped):
+        fit(tmp_path, images, before=send(signal.SIGTERM, at=7), sampler="strolling")
+    state = load_checkpoint(latest_checkpoint(tmp_path / "checkpoints")[1])["sampler"]
+    assert state["step"] == 8 and len(state["parents"]) == 5
+    steps = []
+    fit(tmp_path, images, before=steps.append, sampler="strolling")
+    assert steps == [-1, *range(8, TOTAL)]  # restored, then sampled
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])

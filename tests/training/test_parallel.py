@@ -12,6 +12,7 @@ from tiny_space import TINY, TinySpace
 from torch import nn
 
 from spos.cost.counting import build_cost_table
+from spos.cost.table import Constraint
 from spos.data.folder import scan_folder
 from spos.data.loader import build_loader
 from spos.data.preprocessing import Preprocessing
@@ -32,12 +33,21 @@ RECIPE = Recipe(epochs=2, batch_size=6, lr=0.1, weight_decay=1e-2, clip_norm=1.0
 PLAIN = {"normalize": False, "dropout": 0.0}  # BatchNorm and dropout differ between ranks
 
 
-def train(root: Path, path: Path, options: dict, *, stop_rank: int | None = None) -> dict:
+def train(
+    root: Path,
+    path: Path,
+    options: dict,
+    name: str = "macs-uniform",
+    *,
+    stop_rank: int | None = None,
+) -> dict:
     """Train in this rank; its weights and the paths that it trained."""
     SPACES[TINY] = TinySpace
     options = {"image_size": 8, "num_classes": 3, **options}
     images = scan_folder(root)
-    sampler = build_sampler("macs-uniform", build_cost_table(TINY, options=options), seed=4)
+    table = build_cost_table(TINY, options=options)
+    ranges = [Constraint("macs", 8_000, 40_000)] if name == "strolling" else []
+    sampler = build_sampler(name, table, seed=4, ranges=ranges)
     paths = []
 
     class Recorded:
@@ -80,10 +90,10 @@ def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], a
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_train_the_weights_of_a_single_process(tmp_path, images, world_size):
-    alone = train(images.root, tmp_path / "alone", PLAIN)
-    ranks = run_ranks(train, images.root, tmp_path / "ranks", PLAIN, world_size=world_size)
+@pytest.mark.parametrize(("world_size", "name"), [(2, "macs-uniform"), (3, "strolling")])
+def test_ranks_train_the_weights_of_a_single_process(tmp_path, images, world_size, name):
+    alone = train(images.root, tmp_path / "alone", PLAIN, name)
+    ranks = run_ranks(train, images.root, tmp_path / "ranks", PLAIN, name, world_size=world_size)
     for each in ranks:
         assert each["paths"] == alone["paths"] and len(each["paths"]) == 12
         assert_close(each["network"], ranks[0]["network"], atol=0)

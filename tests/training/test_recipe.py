@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from spos.errors import ConfigError
-from spos.training.flags import RECIPE_FLAGS, add_recipe_flags, parse_options, parse_range
+from spos.training.flags import RECIPE_FLAGS, add_recipe_flags, parse_options
 from spos.training.inputs import fit_recipe
 from spos.training.recipe import PRESETS, Recipe, decay_groups
 
@@ -165,11 +165,3 @@ def test_options_are_a_json_object():
     for text in ("[1]", "image_size=32", '{"a": 1, "a": 2}', "3"):
         with pytest.raises(ConfigError, match="--space-options"):
             parse_options(text)
-
-
-def test_range_has_two_ends():
-    assert parse_range(None, flag="--macs-range") is None
-    assert parse_range("290M:0.36G", flag="--macs-range") == (290_000_000, 360_000_000)
-    for text in ("290M", ":", "1:2:3", "a:b", "1M:nan"):
-        with pytest.raises(ConfigError, match=f"--macs-range {text}: expected a range such as"):
-            parse_range(text, flag="--macs-range")

@@ -1,6 +1,7 @@
 """Paths: evenly spread, functions of (seed, step) alone, exact where NNI's and Megvii's are not."""
 
 import itertools
+import json
 import math
 import os
 import random
@@ -16,17 +17,11 @@ from spos.architecture import SearchSpec
 from spos.cost.axis import CostAxis, table_moments
 from spos.cost.counting import build_cost_table
 from spos.cost.table import Constraint, CostTable, Term
-from spos.errors import ConstraintError
-from spos.training.samplers import (
-    PUBLISHED_RANGES,
-    SAMPLERS,
-    CostUniformSampler,
-    FairSampler,
-    UniformSampler,
-    build_sampler,
-    counter_draws,
-)
+from spos.errors import ConfigError, ConstraintError
+from spos.training.samplers import PUBLISHED_RANGES, SAMPLERS, build_sampler
+from spos.training.samplers.uniform import CostUniformSampler, FairSampler, UniformSampler
 
+BOX_OF_MACS = (Constraint("macs", 40, 120),)
 ROOT = Path(__file__).resolve().parents[2]
 DRAWS = 7_000
 
@@ -152,28 +147,95 @@ def test_range_without_a_published_one_is_three_deviations_wide():
     assert np.std(costs) == pytest.approx(deviation, rel=0.05)
 
 
+def test_macs_are_uniform_where_widths_are_searched_too():
+    table = width_table()
+    costs = sorted(table.cost(choices) for choices in all_choices(table.spec))
+    sampler = CostUniformSampler(table, low=costs[2], high=costs[-3], num_bins=3)
+    drawn = Counter(tuple(sampler.sample(step).values()) for step in range(6_000))
+    assert len(sampler.bins) == 3
+    for low, high in sampler.bins:
+        inside = [
+            tuple(choices.values())
+            for choices in all_choices(table.spec)
+            if low <= table.cost(choices) < high or table.cost(choices) == high == costs[-3]
+        ]
+        counts = [drawn[each] for each in inside]
+        assert sum(counts) == pytest.approx(2_000, rel=0.08)
+        assert (
+            chi_square(counts, sum(counts) / len(counts)) < len(counts) + 4.5 * len(counts) ** 0.5
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "ranges", "message"),
+    [
+        ("uniform", BOX_OF_MACS, "draws from the whole space"),
+        ("fair", BOX_OF_MACS, "draws from the whole space"),
+        ("constrained", (), "needs the box"),
+        ("strolling", (), "needs the box"),
+        ("macs-uniform", (Constraint("params", 0, 9),), "macs only"),
+        ("constrained", 2 * BOX_OF_MACS, "one range for each cost"),
+    ],
+)
+def test_ranges_that_the_sampler_cannot_use_are_refused(name, ranges, message):
+    with pytest.raises(ConfigError, match=message):
+        build_sampler(name, width_table(), seed=0, ranges=ranges)
+
+
+def test_open_end_of_a_range_is_where_the_space_ends():
+    table = width_table()
+    low, high = table.bounds("macs")
+    sampler = build_sampler("macs-uniform", table, seed=0, ranges=[Constraint("macs", high=60)])
+    assert sampler.bins[0][0] == low and sampler.bins[-1][1] == 60 < high
+
+
 # --- functions of (seed, step) -------------------------------------------------------------------
+
+
+BOX = (Constraint("macs", 310e6, 330e6), Constraint("params", 3.2e6, 3.5e6))
+RANGES = {"constrained": BOX, "strolling": BOX}
+WIDTHS = {"layer_1": ("a", "b", "c"), "channel_1": (8, 16, 24), "channel_2": (4, 2, 6)}
+
+
+def width_table() -> CostTable:
+    """A space of searched widths whose costs depend on operator and width together."""
+    rng = random.Random(0)
+    columns = [[rng.randrange(100) for _ in range(9)] for _ in range(2)]
+    terms = [
+        Term(("layer_1", "channel_1"), {"macs": tuple(columns[0]), "params": tuple(columns[1])}),
+        Term(("channel_2",), {"macs": (20, 3, 41), "params": (2, 1, 3)}),
+    ]
+    return CostTable(SearchSpec("toy", {}, WIDTHS), {"macs": 10, "params": 5}, terms)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_path_depends_on_seed_and_step_alone(shufflenet, name):
-    sampler = build_sampler(name, shufflenet, seed=5)
-    again = build_sampler(name, shufflenet, seed=5)
-    forward = [sampler.sample(step) for step in range(60)]
-    assert [again.sample(step) for step in reversed(range(60))] == forward[::-1]
-    assert build_sampler(name, shufflenet, seed=6).sample(0) != forward[0]
-    assert len({tuple(path.values()) for path in forward}) == 60
+    def build(seed: int):
+        ranges = RANGES.get(name, ())
+        return build_sampler(name, shufflenet, seed=seed, ranges=ranges, steps_per_epoch=112)
+
+    sampler, again = build(5), build(5)
+    forward = [sampler.sample(step) for step in range(20)]
+    assert [again.sample(step) for step in reversed(range(20))] == forward[::-1]
+    assert build(6).sample(0) != forward[0]
+    assert len({tuple(path.values()) for path in forward}) == 20
 
 
 def test_paths_are_equal_in_another_process_with_another_hash_seed(tmp_path):
-    table = make_table([[3, 1, 7], [10, 20, 40], [0, 5]])
-    table.save(tmp_path / "cost.json")
+    width_table().save(tmp_path / "cost.json")
     code = f"""
 import json
-from spos.cost.table import CostTable
-from spos.training.samplers import SAMPLERS, build_sampler
+from spos.cost.table import Constraint, CostTable
+from spos.training.samplers import BOXED, SAMPLERS, build_sampler
+from spos.training.samplers.arguments import parse_warmup
 table = CostTable.load({str(tmp_path / "cost.json")!r})
-samplers = [build_sampler(name, table, seed=-1) for name in SAMPLERS]
+box = [Constraint("macs", 40, 120), Constraint("params", 30, 80)]
+samplers = [
+    build_sampler(name, table, seed=-1, steps_per_epoch=20, warmup=parse_warmup(warmup),
+                  ranges=box if name in BOXED else ())
+    for name in SAMPLERS
+    for warmup in (None, "1:2,2:1")
+]
 print(json.dumps([[each.sample(step) for step in range(100)] for each in samplers]))
 import sys
 assert "torch" not in sys.modules
@@ -189,14 +251,7 @@ assert "torch" not in sys.modules
         for seed in ("0", "12345")
     }
     assert len(outputs) == 1
-    assert len(outputs.pop()) > 5_000
-
-
-def test_counter_draws_are_uniform_numbers():
-    draws = [draw for step in range(500) for draw in counter_draws(0, step, 4)]
-    counts, _ = np.histogram(draws, bins=4, range=(0, 1))
-    assert sum(counts) == 2_000
-    assert chi_square(counts, 500) < CHI_SQUARE[3]
+    assert len(json.loads(outputs.pop())) == 2 * len(SAMPLERS)
 
 
 # --- bins ----------------------------------------------------------------------------------------
@@ -205,7 +260,8 @@ def test_counter_draws_are_uniform_numbers():
 @pytest.mark.parametrize("bounds", [(0, 100), (500e6, 600e6)])
 def test_unreachable_range_is_refused_with_the_reachable_one(shufflenet, bounds):
     with pytest.raises(ConstraintError, match=r"the space reaches 270,359,360 to 398,609,216"):
-        build_sampler("macs-uniform", shufflenet, seed=0, macs_range=bounds)
+        ranges = [Constraint("macs", *bounds)]
+        build_sampler("macs-uniform", shufflenet, seed=0, ranges=ranges)
 
 
 def test_range_between_two_costs_is_refused():

@@ -8,9 +8,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from spos.cost.table import Constraint, CostTable
+from spos.cost.table import Constraint, CostTable, parse_constraint_flags
 from spos.errors import ConfigError
+from spos.training.samplers.arguments import parse_warmup
 from spos.training.samplers.constrained import ConstrainedSampler
 from spos.training.samplers.protocol import PathSampler
 from spos.training.samplers.strolling import StrollingSampler
@@ -57,6 +59,47 @@ def build_sampler(
     if not warmup:
         return build(table, ranges, seed)
     return WarmedSampler(build, table, ranges, warmup, seed=seed, steps_per_epoch=steps_per_epoch)
+
+
+def build_recorded_sampler(
+    config: Mapping[str, Any], table: CostTable, *, source: str
+) -> tuple[PathSampler, int]:
+    """The sampler of a supernet's run, and the steps of an epoch, from the run's settings.
+
+    Raises:
+        ConfigError: naming ``source`` if the settings do not say how paths were sampled.
+        ConstraintError: if the ranges cannot be met with this table.
+    """
+    keys = "sampler", "seed", "path_range", "channel_warmup", "num_train", "held_out", "batch_size"
+    given: dict[str, Any] = {key: config.get(key) for key in keys}
+    numbers = [given[key] for key in ("seed", "num_train", "held_out", "batch_size")]
+    texts = given["path_range"]
+    if (
+        given["sampler"] not in SAMPLERS
+        or any(type(each) is not int or each < 0 for each in numbers)
+        or not given["batch_size"]
+        or not (texts is None or isinstance(texts, list))
+        or not all(isinstance(each, str) for each in texts or ())
+        or not (given["channel_warmup"] is None or isinstance(given["channel_warmup"], str))
+    ):
+        found = ", ".join(f"{key} {value!r}" for key, value in given.items())
+        raise ConfigError(f"{source}: does not say how paths were sampled ({found})")
+    if "shrink" in config:
+        raise ConfigError(
+            f"{source}: the space was shrunk in training, so its cost table no longer says how "
+            "paths were sampled"
+        )
+    images = given["num_train"] - given["held_out"]
+    steps_per_epoch = max(1, images // given["batch_size"])
+    sampler = build_sampler(
+        given["sampler"],
+        table,
+        seed=given["seed"],
+        steps_per_epoch=steps_per_epoch,
+        ranges=parse_constraint_flags(texts or (), flag="--path-range"),
+        warmup=parse_warmup(given["channel_warmup"]),
+    )
+    return sampler, steps_per_epoch
 
 
 def _build(

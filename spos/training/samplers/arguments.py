@@ -5,11 +5,9 @@ Imports `spos.cost.table`, `spos.errors`, `spos.training.samplers.warmup`; never
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from spos.cost.table import Constraint, parse_constraints
-from spos.errors import ConfigError, SposError
+from spos.errors import ConfigError
 from spos.training.samplers.warmup import WARMUPS, Phase
 
 _SCHEDULES = (
@@ -19,7 +17,7 @@ _SCHEDULES = (
 
 
 def add_path_flags(group: Any) -> None:
-    """Flags on the paths that a sampler draws, read by `parse_path_ranges` and `parse_warmup`."""
+    """Flags on the paths that a sampler draws: ranges of costs and a warm-up."""
     group.add_argument(
         "--path-range", action="append", metavar="COST=LOW:HIGH",
         help="bounds of the paths' macs, params or other costs, such as macs=290M:360M or "
@@ -29,28 +27,6 @@ def add_path_flags(group: Any) -> None:
         "--channel-warmup", metavar="SCHEDULE",
         help=f"widest of the searched widths that the first epochs train: {_SCHEDULES}",
     )  # fmt: skip
-
-
-def parse_path_ranges(texts: Sequence[str] | None) -> tuple[Constraint, ...]:
-    """Ranges such as ``macs=290M:360M``; one end may be left out.
-
-    Raises:
-        ConfigError: if one is something else.
-    """
-    ranges: list[Constraint] = []
-    for text in texts or ():
-        metric, equals, bounds = text.partition("=")
-        low, colon, high = bounds.partition(":")
-        try:
-            if not (metric and equals and colon):
-                raise ConfigError("not of that form")
-            ranges += parse_constraints({metric: (low or None, high or None)})
-        except SposError:
-            raise ConfigError(
-                f"--path-range {text}: expected COST=LOW:HIGH such as macs=290M:360M, "
-                "the low end first"
-            ) from None
-    return tuple(ranges)
 
 
 def parse_warmup(text: str | None) -> tuple[Phase, ...]:

@@ -36,7 +36,13 @@ class Coverage:
 
 
 def find_box(table: CostTable, ranges: Sequence[Constraint]) -> tuple[Constraint, Constraint]:
-    """The box of the two `AXES`: the given ranges, an open end where the space ends."""
+    """The box of the two `AXES`: the given ranges, an open end where the space ends.
+
+    Raises:
+        ConstraintError: if the space does not reach one of them.
+    """
+    for each in ranges:
+        each.check_reachable(table)
     box = []
     for metric in AXES:
         low, high = table.bounds(metric)

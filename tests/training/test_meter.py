@@ -1,0 +1,51 @@
+"""Figures of an epoch: right sums, no loss that was not finite forgotten, no GPU waited for."""
+
+import math
+
+import pytest
+import torch
+
+from spos.training.meter import Meter, Readout
+
+CPU = torch.device("cpu")
+
+
+def test_epoch_figures_are_those_of_its_steps():
+    meter = Meter(CPU)
+    logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 0.0]])
+    meter.add(torch.tensor(0.5), logits, torch.tensor([0, 0, 0]))
+    meter.add(torch.tensor(2.0), logits[:1], torch.tensor([0]))
+    meter.count(4, 0.0)
+    assert meter.loss_sum() == 3.5
+    values = meter.finish_epoch()
+    assert (values["train/loss"], values["train/top1"]) == (3.5 / 4, 3 / 4)
+    assert meter.loss_sum(wait=True) == 0.0
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_was_not_finite_stays_in_the_sum(loss):
+    meter = Meter(CPU)
+    for value in (1.0, loss, 1.0):
+        meter.add(torch.tensor(value), torch.eye(2), torch.tensor([0, 1]))
+    assert not math.isfinite(meter.loss_sum())
+
+
+def test_readout_is_a_copy():
+    readout, sums = Readout(CPU), torch.zeros(2)
+    assert readout.values() is None
+    readout.send(sums)
+    sums += 1
+    assert readout.values() == [0, 0]
+    readout.send(sums)
+    assert readout.values(wait=True) == readout.values() == [1, 1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_is_not_waited_for():
+    device = torch.device("cuda")
+    readout = Readout(device)
+    torch.cuda._sleep(10**9)
+    readout.send(torch.ones(2, device=device))
+    assert readout.values() is None
+    assert readout.values(wait=True) == [1, 1]
