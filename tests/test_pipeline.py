@@ -197,6 +197,7 @@ def test_two_machines_share_a_search_and_one_may_be_lost(work):
     pytest.importorskip("asyncssh", reason="no SSH server: pip install asyncssh")
     folder = work / "remote"
     (folder / "code").mkdir(parents=True)
+    (folder / "code" / "here.txt").touch()  # NNI cannot copy an empty folder
     machines = [SshMachine(folder / name, work=work) for name in ("one", "two")]
     config = yaml.safe_load((ROOT / "config_search.yml").read_text())
     config.update(trialConcurrency=2, trialCodeDirectory=str(folder / "code"))

@@ -137,11 +137,8 @@ def _check_basics(config: Any, folder: Path, path: Path) -> None:
             "server on this machine and those that it reaches over SSH, so it starts `local` and "
             "`remote` experiments only (for others use `nnictl create` on a network that you trust)"
         )
-    if any(each.password for each in getattr(config.training_service, "machine_list", None) or ()):
-        raise ConfigError(
-            f"{path}: trainingService.machineList has a password, which NNI shows in its WebUI and "
-            "keeps in its database; give sshKeyFile instead"
-        )
+    if platform == "remote":
+        _check_machines(config.training_service.machine_list, path)
     if getattr(config.training_service, "reuse_mode", False):
         raise ConfigError(f"{path}: trainingService.reuseMode does not work in NNI 3.0; remove it")
     if not config.trial_command:
@@ -157,6 +154,19 @@ def _check_basics(config: Any, folder: Path, path: Path) -> None:
     # NNI runs `python` as found in PATH, which may be another environment's.
     interpreter = shlex.quote(sys.executable).replace("\\", "\\\\")
     config.trial_command = _INTERPRETER.sub(rf"\1{interpreter}", config.trial_command)
+
+
+def _check_machines(machines: Any, path: Path) -> None:
+    if not isinstance(machines, list) or not machines:
+        raise ConfigError(
+            f"{path}: trainingService.machineList is missing, expected a list with host, user and "
+            "sshKeyFile of each machine"
+        )
+    if any(each.password for each in machines):
+        raise ConfigError(
+            f"{path}: trainingService.machineList has a password, which NNI shows in its WebUI and "
+            "keeps in its database; give sshKeyFile instead"
+        )
 
 
 def _resolve_tuner(config: Any, folder: Path, path: Path) -> Any:

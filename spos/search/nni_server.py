@@ -17,11 +17,10 @@ from spos.errors import SearchError
 
 @dataclass(frozen=True)
 class NniTrial:
-    """A trial as NNI lists it: its status, and the parameters meant for it with their number."""
+    """A trial as NNI lists it: its status and the number of the parameters meant for it."""
 
     status: str
     parameter_id: int | None
-    parameters: Any = None
 
     @property
     def is_active(self) -> bool:
@@ -54,7 +53,7 @@ class NniServer:
     def trials(self) -> list[NniTrial]:
         """Every trial that was started, this session's and earlier ones'."""
         return [
-            NniTrial(str(job.get("status")), *_parameters(job))
+            NniTrial(str(job.get("status")), _parameter_id(job))
             for job in self._request("GET", "/trial-jobs")
         ]
 
@@ -100,9 +99,8 @@ class NniServer:
                 ) from None
 
 
-def _parameters(job: dict[str, Any]) -> tuple[int | None, Any]:
+def _parameter_id(job: dict[str, Any]) -> int | None:
     try:
-        record = json.loads(job["hyperParameters"][0])
-        return record["parameter_id"], record.get("parameters")
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-        return None, None
+        return json.loads(job["hyperParameters"][0])["parameter_id"]
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None

@@ -91,6 +91,7 @@ class SearchTuner(Tuner):
         self._num_lost = 0
         self._idle: deque[int] = deque()  # ids that NNI asked for when there was nothing to give
         self._num_held = 0  # of them are held back
+        self._is_resumed = False  # and not yet asked for a candidate
         self._send: Callable[[int, Choices], None] | None = None
         self._num_events = 0
         self._problem: str | None = None
@@ -126,6 +127,8 @@ class SearchTuner(Tuner):
         with self._event():
             self._send = st_callback or self._send
             self._judge_ended()
+            if self._is_resumed:
+                self._match_trials()
             num_asked = len(parameter_id_list) + len(self._idle) - self._num_held
             for number, parameter_id in enumerate(parameter_id_list):
                 choices = self._hand_out(parameter_id) if number < num_asked else None
@@ -177,7 +180,7 @@ class SearchTuner(Tuner):
         """Continue the search (``nnictl resume``)."""
         with self._event():
             self._record.load()
-            self._match_trials()
+            self._is_resumed = True
             _logger.info("the search continues in round %d", self._search.round)
 
     def save_checkpoint(self) -> None:
@@ -249,17 +252,14 @@ class SearchTuner(Tuner):
     def _match_trials(self) -> None:
         """After a resume: what NNI runs again, and what was handed out but never reached it.
 
-        NNI runs again the trials that it had filed as started, and knows no others.
+        NNI runs again the trials that it had filed as running, and knows no others.
         """
-        try:
-            trials = [each for each in _server().trials() if each.is_active]
-        except SearchError as problem:  # costs only the order in which candidates come
-            _logger.warning("%s", problem)
-            return
-        self._num_held = len(trials)
-        known = [each.parameters for each in trials]
+        self._is_resumed = False
+        dispatcher = getattr(self._send, "__self__", None)  # NNI told it before it asked us
+        rerun = list(getattr(dispatcher, "recovered_trial_params", {}).values())
+        self._num_held = len(rerun)
         for choices in reversed(self._search.running if self._is_paired else []):
-            if choices not in known:
+            if choices not in rerun:
                 self._search.take_back(choices)
 
     def _send_problem(self) -> None:
@@ -276,7 +276,7 @@ class SearchTuner(Tuner):
 
     def _close(self) -> None:
         """Until the search has finished, look for candidates that got lost; then end it."""
-        server = _server()
+        server = NniServer.of_tuner(os.environ.get("NNI_TUNER_COMMAND_CHANNEL", ""))
         num_unanswered = num_quiet = 0
         num_events = -1
         while num_unanswered < MAX_UNANSWERED and self._problem is None:
@@ -331,10 +331,6 @@ class NamedTuner:
 EvolutionTuner = NamedTuner("EvolutionTuner")
 RandomTuner = NamedTuner("RandomTuner")
 TwoStageTuner = NamedTuner("TwoStageTuner")
-
-
-def _server() -> NniServer:
-    return NniServer.of_tuner(os.environ.get("NNI_TUNER_COMMAND_CHANNEL", ""))
 
 
 def _exit_with_manager() -> None:

@@ -44,7 +44,7 @@ class Lab:
             "trialConcurrency": concurrency,
             "maxTrialNumber": 2 * num_planned,
             "tuner": {
-                "className": "spos.search.tuner.EvolutionTuner",
+                "className": "spos.search.tuner.SearchTuner",
                 "codeDirectory": ".",
                 "classArgs": {"constraints": {"macs": [0, LIMIT]}, **arguments},
             },

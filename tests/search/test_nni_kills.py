@@ -13,7 +13,7 @@ import time
 import psutil
 import pytest
 from lab import LIMIT, Lab, wait_for
-from toy_trial import toy_score, toy_table
+from toy_trial import toy_score, toy_spec, toy_table
 
 from spos.search.arguments import METHODS, ExperimentPaths, build_search
 from spos.search.local import run_search
@@ -39,7 +39,8 @@ def test_search_killed_at_random_moments_is_the_undisturbed_one(lab, searcher):
     draw = random.Random(searcher)
     victims = draw.choices(VICTIMS, k=NUM_KILLS) if NUM_KILLS else VICTIMS
     arguments = {"searcher": searcher, "rounds": 2, "population": max(4, NUM_KILLS), "seed": 3}
-    lab.configure(trial="--seconds 0.4", **arguments)
+    channels = "--channels" if searcher == "two_stage" else ""
+    lab.configure(trial=f"--seconds 0.4 {channels}", **arguments)
     process = lab.search("start", "--config", "config.yml")
     killed = set()  # architectures whose trial was killed
     for victim in victims:
@@ -107,7 +108,8 @@ def check_finished(lab, entries, counts):
 
 
 def undisturbed(folder, arguments) -> list[tuple]:
-    toy_table().save(folder / "cost.json")
+    has_channels = arguments["searcher"] == "two_stage"
+    toy_table(toy_spec(has_channels=has_channels)).save(folder / "cost.json")
     search = build_search(ExperimentPaths(folder), constraints={"macs": [0, LIMIT]}, **arguments)
     run_search(search, toy_score, folder=folder / "undisturbed")
     return outcome(folder / "undisturbed")

@@ -44,4 +44,4 @@ def test_tuner_proposes_architectures_whatever_trials_report(name):
         if number % 3:  # not feasible
             result = {"default": NO_SCORE, "macs": 9, "error": {"reason": "too large"}}
         tuner.receive_trial_result(number, choices, result)
-        tuner.trial_end(number, success=True)
+        tuner.trial_end(number, True)

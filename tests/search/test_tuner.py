@@ -13,7 +13,7 @@ from spos.architecture import load_architecture
 from spos.errors import ConfigError, ConstraintError
 from spos.search import tuner as tuner_module
 from spos.search.arguments import ExperimentPaths
-from spos.search.nni_server import NniServer, NniTrial
+from spos.search.nni_server import NniTrial
 from spos.search.results import read_entries
 from spos.search.tuner import PAIRED_VARIABLE, EvolutionTuner, SearchTuner
 
@@ -498,28 +498,19 @@ def test_candidate_that_nni_never_started_is_the_next_one_again(folder, monkeypa
     """The manager was killed between our answer and its own note of the trial."""
     monkeypatch.setenv(PAIRED_VARIABLE, "1")
     (first,) = make_tuner(folder).generate_multiple_parameters([0])
-    started = [NniTrial("RUNNING", 0, first)] if is_started else []
-    monkeypatch.setattr(Server, "trials_now", [NniTrial("FAILED", 7, None), *started])
-    tuner = resume_tuner(folder)
-    choices = tuner.generate_multiple_parameters([1])
+    tuner, dispatcher = resume_tuner(folder), Dispatcher()
+    dispatcher.recovered_trial_params = {0: first} if is_started else {}
+    callback = dispatcher.send_trial_callback
+    choices = tuner.generate_multiple_parameters([1], st_callback=callback)
     assert choices == ([] if is_started else [first])
 
 
-def test_manager_that_does_not_answer_costs_only_the_order(folder, monkeypatch):
-    monkeypatch.setenv(PAIRED_VARIABLE, "1")
-    (first,) = make_tuner(folder).generate_multiple_parameters([0])
-    monkeypatch.setattr(tuner_module, "NniServer", NniServer)  # of no address
-    tuner = resume_tuner(folder)
-    (choices,) = tuner.generate_multiple_parameters([1])
-    assert tuner._problem is None and choices != first
-
-
-def test_resumed_search_does_not_run_ahead_of_its_scores(folder, monkeypatch):
+def test_resumed_search_does_not_run_ahead_of_its_scores(folder):
     """NNI asks for a candidate although a trial that it runs again takes the only slot."""
     before = make_tuner(folder)
     (first,) = before.generate_multiple_parameters([0])
-    monkeypatch.setattr(Server, "trials_now", [NniTrial("WAITING", 0, first)])
     tuner, dispatcher = resume_tuner(folder), Dispatcher()
+    dispatcher.recovered_trial_params = {0: first}
     callback = dispatcher.send_trial_callback
     assert tuner.generate_multiple_parameters([0], st_callback=callback) == []
     tuner.import_data([{"parameter": first, "value": final(first)}])
