@@ -12,6 +12,7 @@ import argparse
 import functools
 import logging
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from spos.training.recipe import Recipe
 from spos.training.run_folder import RunFolder, RunSettings, show_log
 from spos.training.samplers import SAMPLERS, build_sampler
 from spos.training.samplers.arguments import add_path_flags, parse_warmup
+from spos.training.samplers.protocol import PathSampler
 from spos.training.samplers.uniform import UniformSampler
 from spos.training.samplers.warmup import WarmedSampler
 from spos.training.shrink_flags import add_shrink_flags, plan_shrinking
@@ -107,12 +109,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     start = read_start(args.weights, args.space, options) if args.weights else None
     options = dict(start.options) if start else options
     table = build_cost_table(args.space, options=options)
-    make_sampler = functools.partial(
-        build_sampler, args.sampler, seed=recipe.seed,
-        steps_per_epoch=inputs.count_steps(training, recipe),
-        ranges=parse_constraint_flags(args.path_range or (), flag="--path-range"),
-        warmup=parse_warmup(args.channel_warmup),
-    )  # fmt: skip
+    make_sampler = sampler_maker(args, recipe, inputs.count_steps(training, recipe))
     sampler, plan = make_sampler(table), plan_shrinking(args, table, recipe.epochs)
     images = args.calibration_images or inputs.preset.calibration_images
     config = {
@@ -133,9 +130,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         save_split(run.path / "split.json", split)
         if not plan or not (run.path / "cost.json").exists():  # it may be shrunk: see below
             write_costs(run.path / "cost.json", table)
-        describe(args.space, inputs, recipe, len(training), len(split.held_out))
-        if isinstance(sampler, WarmedSampler):
-            log.info("channel warm-up: %s", "; ".join(sampler.describe()))
+        describe(args.space, inputs, recipe, len(training), len(split.held_out), sampler)
     torch.manual_seed(recipe.seed)
     supernet = build_supernet(start, args.space, options)
     evaluator = build_evaluator(supernet, inputs, split, calibration_images=images)
@@ -162,6 +157,17 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     ).fit()
     run.close()
     log.info("done: %s; next: python -m spos search start", args.run_dir)
+
+
+def sampler_maker(
+    args: argparse.Namespace, recipe: Recipe, steps_per_epoch: int
+) -> Callable[[CostTable], PathSampler]:
+    """What makes the chosen sampler of a space, or of what is left of it, from its costs."""
+    return functools.partial(
+        build_sampler, args.sampler, seed=recipe.seed, steps_per_epoch=steps_per_epoch,
+        ranges=parse_constraint_flags(args.path_range or (), flag="--path-range"),
+        warmup=parse_warmup(args.channel_warmup),
+    )  # fmt: skip
 
 
 def space_options(args: argparse.Namespace, inputs: Inputs) -> dict[str, Any]:
@@ -210,7 +216,12 @@ def has_affine(network: torch.nn.Module) -> bool:
 
 
 def describe(
-    space: str, inputs: Inputs, recipe: Recipe, num_training: int, num_held_out: int
+    space: str,
+    inputs: Inputs,
+    recipe: Recipe,
+    num_training: int,
+    num_held_out: int,
+    sampler: PathSampler,
 ) -> None:
     log.info(
         "supernet of %s: %d training images, %d held out, %d classes at %d pixels; "
@@ -218,6 +229,8 @@ def describe(
         space, num_training, num_held_out, len(inputs.data.train.classes), inputs.image_size,
         recipe.epochs, recipe.batch_size, recipe.lr, inputs.device,
     )  # fmt: skip
+    if isinstance(sampler, WarmedSampler):
+        log.info("channel warm-up: %s", "; ".join(sampler.describe()))
 
 
 def measure_paths(evaluator: Evaluator, table: CostTable, number: int) -> dict[str, float]:
