@@ -11,9 +11,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import select
 import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from spos.errors import SearchError, SposError
@@ -23,6 +26,8 @@ from spos.files import parse_json
 
 REQUEST_SECONDS = 10.0  # for a request to arrive; the others wait for it
 MAX_REQUEST_BYTES = 2**20
+GRACE_SECONDS = 60.0  # for an evaluation to end whose asker is gone
+_WATCH_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +70,11 @@ def _answer(connection: socket.socket, candidates: Candidates) -> bool:
         if not candidates.is_current():
             _send(connection, {"outdated": True})
             return False
-        result = candidates.score(
-            choices, progress=lambda top1: _send(connection, {"progress": top1}, must_reach=True)
-        )
+        with _watched(connection):
+            result = candidates.score(
+                choices,
+                progress=lambda top1: _send(connection, {"progress": top1}, must_reach=True),
+            )
     except _AskerGoneError:
         log.info("the trial that asked is gone: not evaluated to the end")
     except SposError as problem:
@@ -84,6 +91,43 @@ def _answer(connection: socket.socket, candidates: Candidates) -> bool:
 
 class _AskerGoneError(Exception):
     """Nobody waits for the result any more."""
+
+
+@contextlib.contextmanager
+def _watched(connection: socket.socket) -> Iterator[None]:
+    """End this process if the asker is gone for long and its evaluation still is not at an end.
+
+    A trial that took longer than NNI allows is killed; an evaluation that hangs must not keep the
+    next ones waiting, whose askers start another evaluator.
+    """
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(_WATCH_SECONDS):
+            if _is_gone(connection):
+                if not is_over.wait(GRACE_SECONDS):
+                    log.error("an evaluation that nobody waits for does not end: the end")
+                    _leave()
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def _is_gone(connection: socket.socket) -> bool:
+    """Whether the other end of a connection was closed; nothing more is sent after a request."""
+    poll = select.poll()
+    poll.register(connection, select.POLLHUP | select.POLLERR)
+    return bool(poll.poll(0))
+
+
+def _leave() -> None:
+    os._exit(1)
 
 
 def _read_request(connection: socket.socket) -> Any:

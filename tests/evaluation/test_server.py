@@ -196,6 +196,21 @@ def test_candidate_of_a_killed_trial_is_not_evaluated_to_the_end(served):
     assert served.ask(n=1) == (RESULT, [0.25, 0.5])
 
 
+def test_evaluation_that_hangs_ends_the_evaluator_once_nobody_waits(served, monkeypatch):
+    has_left = threading.Event()
+    monkeypatch.setattr(server_module, "_leave", has_left.set)
+    monkeypatch.setattr(server_module, "GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(server_module, "_WATCH_SECONDS", 0.05)
+    served.scores.may_go_on.clear()
+    with served.connect() as connection:
+        connection.sendall(b'{"choices": {"n": 0}}\n')
+        assert json.loads(connection.makefile("rb").readline()) == {"progress": 0.25}
+        assert not has_left.wait(0.5), "somebody waits"
+    assert has_left.wait(10)
+    served.scores.may_go_on.set()
+    assert served.ask(n=1) == (RESULT, [0.25, 0.5])
+
+
 def test_evaluator_of_a_changed_run_says_so_and_ends(served):
     served.scores.current = False
     assert served.say(b'{"choices": {}}\n') == [{"outdated": True}]
