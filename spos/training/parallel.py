@@ -56,6 +56,19 @@ def select_device(name: str) -> torch.device:
     return device
 
 
+def _join_group(backend: str) -> None:
+    """Join the group of ``torchrun``'s processes, also in those that it starts again."""
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if not attempt or os.environ.get("GROUP_WORLD_SIZE") != "1":
+        dist.init_process_group(backend)
+        return
+    # On one machine torchrun (2.14) keeps the store of the processes before, whose addresses the
+    # new ones would take for each other's and wait for ever.
+    store, number, count = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"attempt_{attempt}", store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=count)
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the process group that torchrun describes; does nothing for a single process."""

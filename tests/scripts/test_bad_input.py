@@ -330,7 +330,7 @@ CASES = {
         ("--sampler", "constrained", "--path-range", "macs=4K:5K", "--path-range", "params=700:"),
     ),
     "range that is none": Case(
-        "supernet", ("--path-range 1M", "macs=290M:360M"), ("--path-range", "1M")
+        "supernet", ("--path-range 1M", "macs=0:330M"), ("--path-range", "1M")
     ),
     "range of an unknown cost": Case(
         "supernet", ("no metric 'watts'", "macs, params"),

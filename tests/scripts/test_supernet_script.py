@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from forked import ROOT, Script, run_script, wait_until
+from forked import PATIENCE, ROOT, Script, run_script, wait_until
 from run_contents import assert_identical, read_run
 
 from spos.cost.table import CostTable
@@ -43,7 +43,7 @@ def uninterrupted(trained):
 def test_run_folder_holds_what_the_search_needs(trained):
     run = trained.folder / "supernet"
     assert sorted(path.name for path in run.iterdir()) == [
-        "args.json", "checkpoints", "cost.json", "log.txt", "metrics.jsonl", "split.json", "tb"
+        ".lock", "args.json", "checkpoints", "cost.json", "log.txt", "metrics.jsonl", "split.json", "tb"
     ]  # fmt: skip
     opened = open_supernet_run(run)
     assert opened.spec.options == {"image_size": 8, "num_classes": 3}
@@ -201,7 +201,7 @@ def test_killed_rank_is_restarted_and_costs_no_exactness(trained):
         assert launched.poll() is None, launched.communicate()
         time.sleep(0.005)
     find_rank(launched, 1).kill()
-    _, errors = launched.communicate()
+    _, errors = launched.communicate(timeout=PATIENCE)
     assert launched.returncode == 0, errors
     assert "continuing" in (run / "log.txt").read_text()
     resumed, reference = read_run(run), read_run(trained.folder / "undisturbed")

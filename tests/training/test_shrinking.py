@@ -235,7 +235,7 @@ def fit(path: Path, images, *, sampler="uniform", before=lambda step: None, save
 def test_every_sampler_goes_on_in_what_is_left(tmp_path, images, sampler):
     state, _ = fit(tmp_path, images, sampler=sampler)
     left = CostTable.load(tmp_path / "cost.json").spec.choices
-    stages = state["shrinking"]["stages"]
+    stages = state["sampler"]["stages"]
     assert [(each["epoch"], each["step"]) for each in stages] == [(1, 3), (2, 6), (3, 9)]
     assert math.prod(map(len, left.values())) == 2
     assert sum(map(len, left.values())) == 9 - sum(len(each["dropped"]) for each in stages)
