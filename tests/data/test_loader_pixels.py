@@ -168,7 +168,8 @@ def test_parts_of_images_give_the_views_of_whole_ones(photographs: ImageSet) -> 
         )  # fmt: skip
         rule = ViewRule("paper", "standard", image_size, 0)
         for index, path in enumerate(photographs.paths):
-            width, height = Image.open(photographs.root / path).size
+            with Image.open(photographs.root / path) as image:
+                width, height = image.size
             view = draw_view(rule, epoch=0, index=index, width=width, height=height)
             if min(view.box[2:]) < 2 * image_size:
                 at_full_size += 1
