@@ -21,7 +21,7 @@ from spos.data.workers import BatchWorkers, PackedImages
 from spos.errors import ConfigError, DataError
 
 _THREADS_PER_READER = 4  # reading a file takes a small part of the time of decoding it
-_FINENESS = 64  # parts of a level in which colours are added; 255 levels of 1.4 fit 16 bits
+_FINENESS = 32  # parts of a level in which colours are added; 255 levels * 1.4**3 fit 16 bits
 
 
 class DaliLoader:
@@ -282,32 +282,30 @@ def _build_pipeline(
 
 
 def _jitter(images: Any, view: dict[str, Any], *, on_gpu: bool) -> Any:
-    """Brightness and contrast about the mean grey in one step, then saturation, as `TorchLoader`.
+    """Brightness, contrast about the mean grey and saturation, in one map, as `TorchLoader`'s.
 
-    Whole numbers and operators of one channel: on a CPU, expressions over colours or fractions take
-    as long as decoding.
+    In whole numbers and by operators of single channels: on a CPU, expressions over colours or
+    fractions take as long as decoding.
     """
     _, fn, types, _ = _import_dali()
-
-    def grey(pixels: Any) -> Any:
-        return fn.color_space_conversion(pixels, image_type=types.RGB, output_type=types.GRAY)
-
     brightness, contrast, saturation = (
         view[name] for name in ("brightness", "contrast", "saturation")
     )
-    mean = fn.reductions.mean(grey(images), keep_dims=on_gpu)
-    if on_gpu:  # where the mean, not being on the CPU, cannot be an operator's argument
-        scale, shift = (brightness * contrast).gpu(), (brightness * (1.0 - contrast)).gpu()
-        images = fn.cast(images * scale + mean * shift, dtype=types.UINT8)  # rounds
-    else:
-        images = fn.brightness_contrast(
-            images, brightness=brightness, contrast=contrast, contrast_center=mean
-        )
-    greys = fn.color_space_conversion(grey(images), image_type=types.GRAY, output_type=types.RGB)
+    grey = fn.color_space_conversion(images, image_type=types.RGB, output_type=types.GRAY)
+    greys = fn.color_space_conversion(grey, image_type=types.GRAY, output_type=types.RGB)
+    scale, shift = _FINENESS * brightness * contrast, brightness * (1.0 - contrast)
+    mean = fn.reductions.mean(grey, keep_dims=on_gpu)
     coloured = fn.brightness_contrast(
-        images, brightness=_FINENESS * saturation, dtype=types.INT16
-    ) + fn.brightness_contrast(greys, brightness=_FINENESS * (1.0 - saturation), dtype=types.INT16)
-    return fn.brightness_contrast(coloured, brightness=1.0 / _FINENESS, dtype=types.UINT8)
+        images, brightness=scale * saturation, dtype=types.INT16
+    ) + fn.brightness_contrast(greys, brightness=scale * (1.0 - saturation), dtype=types.INT16)
+    if on_gpu:  # where the mean, not being on the CPU, cannot be an operator's argument
+        return fn.cast(coloured * (1.0 / _FINENESS) + mean * shift.gpu(), dtype=types.UINT8)
+    return fn.brightness_contrast(
+        coloured,
+        brightness=1.0 / _FINENESS,
+        brightness_shift=mean * shift * (1.0 / 255),
+        dtype=types.UINT8,
+    )
 
 
 def _import_dali() -> tuple[Any, Any, Any, Any]:

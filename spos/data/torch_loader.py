@@ -101,20 +101,15 @@ def render_view(
 def _jitter(
     image: Image.Image, brightness: float, contrast: float, saturation: float
 ) -> Image.Image:
-    """Brightness and contrast about the mean grey in one step, then saturation, each rounded once.
+    """Brightness, contrast about the mean grey and saturation, in one map of colours.
 
-    Differs from torchvision, which cuts to whole levels 0 to 255 after brightness as well.
+    Differs from torchvision, which cuts to whole levels 0 to 255 after each of the three.
     """
     counts = np.array(image.histogram()).reshape(3, 256)
-    means = counts @ _LEVELS / (image.width * image.height)
-    mean = float(_GREY @ means)
-    levels = np.rint(brightness * (mean + contrast * (_LEVELS - mean))).clip(0, 255)
-    image = image.point(levels.astype(int).tolist() * 3)
-    rows = [
-        (*(saturation * (column == row) + (1 - saturation) * _GREY[column] for column in range(3)),)
-        for row in range(3)
-    ]
-    return image.convert("RGB", tuple(weight for row in rows for weight in (*row, 0.0)))
+    mean = float(_GREY @ (counts @ _LEVELS)) / (image.width * image.height)
+    scale, shift = brightness * contrast, brightness * (1 - contrast) * mean
+    colours = scale * (saturation * np.eye(3) + (1 - saturation) * _GREY)  # (3 out, 3 in)
+    return image.convert("RGB", tuple(np.column_stack([colours, [shift] * 3]).ravel().tolist()))
 
 
 def _resize(image: Image.Image, size: tuple[int, int], box: Box, *, antialias: bool) -> Image.Image:
