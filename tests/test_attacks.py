@@ -27,6 +27,7 @@ from spos.convert.architectures import read_architecture
 from spos.convert.weights import read_weights
 from spos.cost.table import CostTable
 from spos.data.decode import BadImage, load_rgb
+from spos.data.index import load_index
 from spos.data.split import load_split
 from spos.deploy.networks import open_network
 from spos.errors import (
@@ -197,6 +198,7 @@ READERS = {
     "experiment without NNI": Reader("config.yml", read_arguments, ConfigError),
     "NAS-Bench-Macro": Reader("nas-bench-macro.json", load_macro_table, ConfigError),
     "run settings": Reader("args.json", lambda path: read_settings(path.parent), ConfigError),
+    "index of images": Reader(".spos-train.json", load_index, DataError),
     "split": Reader("split.json", load_split, DataError),
     "image": Reader("image.jpg", read_image, DataError),
     "checkpoint": Reader("step_00000001.pt", read_marked_checkpoint, CheckpointError),

@@ -21,6 +21,7 @@ from spos.data.workers import BatchWorkers, PackedImages
 from spos.errors import ConfigError, DataError
 
 _THREADS_PER_READER = 4  # reading a file takes a small part of the time of decoding it
+_FINENESS = 32  # parts of a level in which colours are added; 255 levels * 1.4**3 fit 16 bits
 
 
 class DaliLoader:
@@ -274,30 +275,37 @@ def _build_pipeline(
         if "flip" in view:
             images = fn.flip(images, horizontal=view["flip"])
         if "brightness" in view:
-            factors = [view[name] for name in ("contrast", "saturation")]
-            images = _jitter(
-                images, view["brightness"], *(each.gpu() if on_gpu else each for each in factors)
-            )
+            images = _jitter(images, view, on_gpu=on_gpu)
         pipeline.set_outputs(images)
     pipeline.build()
     return pipeline
 
 
-def _jitter(images: Any, brightness: Any, contrast: Any, saturation: Any) -> Any:
-    """Pillow's arithmetic: contrast about the mean grey, each step cut to whole levels 0 to 255."""
-    dali, fn, types, _ = _import_dali()
+def _jitter(images: Any, view: dict[str, Any], *, on_gpu: bool) -> Any:
+    """Brightness, contrast about the mean grey and saturation, in one map, as `TorchLoader`'s.
 
-    def whole(values: Any) -> Any:
-        return fn.cast(dali.math.floor(values), dtype=types.UINT8)
-
-    def grey(pixels: Any) -> Any:
-        return fn.color_space_conversion(pixels, image_type=types.RGB, output_type=types.GRAY)
-
-    # This operator rounds to the nearest level; half a level down, it rounds down as the others.
-    images = fn.brightness_contrast(images, brightness=brightness, brightness_shift=-0.499 / 255)
-    mean = dali.math.floor(fn.reductions.mean(grey(images), keep_dims=True) + 0.5)
-    images = whole(images * contrast + mean * (1.0 - contrast))
-    return whole(images * saturation + grey(images) * (1.0 - saturation))
+    In whole numbers and by operators of single channels: on a CPU, expressions over colours or
+    fractions take as long as decoding.
+    """
+    _, fn, types, _ = _import_dali()
+    brightness, contrast, saturation = (
+        view[name] for name in ("brightness", "contrast", "saturation")
+    )
+    grey = fn.color_space_conversion(images, image_type=types.RGB, output_type=types.GRAY)
+    greys = fn.color_space_conversion(grey, image_type=types.GRAY, output_type=types.RGB)
+    scale, shift = _FINENESS * brightness * contrast, brightness * (1.0 - contrast)
+    mean = fn.reductions.mean(grey, keep_dims=on_gpu)
+    coloured = fn.brightness_contrast(
+        images, brightness=scale * saturation, dtype=types.INT16
+    ) + fn.brightness_contrast(greys, brightness=scale * (1.0 - saturation), dtype=types.INT16)
+    if on_gpu:  # where the mean, not being on the CPU, cannot be an operator's argument
+        return fn.cast(coloured * (1.0 / _FINENESS) + mean * shift.gpu(), dtype=types.UINT8)
+    return fn.brightness_contrast(
+        coloured,
+        brightness=1.0 / _FINENESS,
+        brightness_shift=mean * shift * (1.0 / 255),
+        dtype=types.UINT8,
+    )
 
 
 def _import_dali() -> tuple[Any, Any, Any, Any]:

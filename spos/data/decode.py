@@ -16,6 +16,8 @@ from spos.errors import DataError
 # What both loaders decode. A file's own format counts, not its name. Naming them also keeps
 # Pillow's other plug-ins away from files of strangers (one of them runs Ghostscript).
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+# Decoded below the part that is used: colours are stored coarser, and interpolated between rows.
+_ROWS_BELOW = 32
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,7 @@ def decode_rgb(encoded: bytes, *, path: Path | str) -> Image.Image | BadImage:
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
-            _refuse_deep_grey(image)
-            return image.convert("RGB")
+            return _load_rgb_pixels(image)
     except Exception as problem:  # plug-ins raise OSError, SyntaxError, struct.error and more
         return BadImage(str(path), _reason(encoded, problem))
 
@@ -61,6 +62,56 @@ def load_rgb(path: Path | str) -> Image.Image | BadImage:
     """Read and decode a file; see `decode_rgb`."""
     encoded = read_encoded(path)
     return encoded if isinstance(encoded, BadImage) else decode_rgb(encoded, path=path)
+
+
+Box = tuple[float, float, float, float]
+
+
+def decode_part(
+    encoded: bytes,
+    box: tuple[int, int, int, int],
+    resized: tuple[int, int],
+    *,
+    path: Path | str,
+) -> tuple[Image.Image, Box] | BadImage:
+    """Decode what a view of a photograph needs: of a JPEG not the rows below it, nor finer pixels.
+
+    A JPEG is decoded in a half, a quarter or an eighth of its size (its cosine transform without
+    the fine terms) while the part has at least as many pixels as it is resized to.
+
+    Args:
+        encoded: bytes of an image file.
+        box: left, top, width and height of the part, in pixels of the whole image.
+        resized: width and height to which it will be resized.
+        path: of the file.
+
+    Returns:
+        The image, perhaps smaller and without its last rows, and the part's place in it: left, top,
+        right, bottom.
+    """
+    left, top, width, height = box
+    head = _baseline_head(encoded) if _has_end(encoded) else None
+    if head is None:
+        image = decode_rgb(encoded, path=path)
+        whole = (left, top, left + width, top + height)
+        return image if isinstance(image, BadImage) else (image, whole)
+    place, (image_width, image_height) = head
+    rows = min(image_height, top + height + _ROWS_BELOW)
+    # The decoder stops where the header says: a lower image is all that it takes.
+    lower = encoded[:place] + rows.to_bytes(2, "big") + encoded[place + 2 :]
+    most = min(width / resized[0], height / resized[1])
+    scale = next(each for each in (8, 4, 2, 1) if each <= max(most, 1))
+    try:
+        with Image.open(io.BytesIO(lower), formats=("JPEG",)) as image:
+            if scale > 1:
+                image.draft(None, (image_width // scale, rows // scale))
+            pixels = _load_rgb_pixels(image)
+    except Exception as problem:  # as above
+        return BadImage(str(path), _reason(encoded, problem))
+    scale = round(image_width / pixels.width)  # which draft() chose
+    right = min((left + width) / scale, pixels.width)
+    bottom = min((top + height) / scale, pixels.height)
+    return pixels, (left / scale, top / scale, right, bottom)
 
 
 def encoded_size(encoded: bytes, *, path: Path | str) -> tuple[int, int] | BadImage:
@@ -72,12 +123,22 @@ def encoded_size(encoded: bytes, *, path: Path | str) -> tuple[int, int] | BadIm
     if not _has_end(encoded):
         image = decode_rgb(encoded, path=path)
         return image if isinstance(image, BadImage) else image.size
+    if (head := _baseline_head(encoded)) is not None:
+        return head[1]
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             _refuse_deep_grey(image)
             return image.size
     except Exception as problem:  # as above
         return BadImage(str(path), _reason(encoded, problem))
+
+
+def _load_rgb_pixels(image: Image.Image) -> Image.Image:
+    _refuse_deep_grey(image)
+    if image.mode != "RGB":
+        return image.convert("RGB")
+    image.load()
+    return image  # a conversion would copy it
 
 
 def _refuse_deep_grey(image: Image.Image) -> None:
@@ -105,6 +166,29 @@ def _scan_start(encoded: bytes) -> int:
             return position
         position += 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
     return len(encoded)
+
+
+def _baseline_head(encoded: bytes) -> tuple[int, tuple[int, int]] | None:
+    """Where a JPEG states its height, and its width and height; None if it is not of one scan.
+
+    A progressive JPEG is not, nor is one that stores its colours one after the other: their later
+    scans lie where a lower image's would not.
+    """
+    position, found = 2, None
+    while position + 10 <= len(encoded) and encoded[position] == 0xFF:
+        marker = encoded[position + 1]
+        if marker in (0xC0, 0xC1):  # baseline and extended sequential, in Huffman codes
+            height = int.from_bytes(encoded[position + 5 : position + 7], "big")
+            width = int.from_bytes(encoded[position + 7 : position + 9], "big")
+            found = position, encoded[position + 9], (width, height)
+        elif marker == 0xDA and found is not None:  # start of scan
+            place, components, size = found
+            is_whole = encoded[position + 4] == components and min(size) > 0
+            return (place + 5, size) if is_whole else None
+        elif marker in (0xFF, 0xDA) or 0xC2 <= marker <= 0xCF and marker not in (0xC4, 0xCC):
+            return None
+        position += 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
+    return None
 
 
 def _reason(encoded: bytes, problem: Exception) -> str:

@@ -1,16 +1,17 @@
 """A data set as a folder of class folders: scanning it into an `ImageSet`.
 
-Imports only `spos.errors`.
+Imports only `spos.errors` and the index of this package.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from spos.data.index import ClassListing, Listing, change_time, find_current, keep_index
 from spos.errors import DataError
 
 # torchvision's `IMG_EXTENSIONS`, so that the two agree on what an ImageFolder holds.
@@ -18,6 +19,7 @@ IMAGE_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 _SCAN_THREADS = 8  # listing folders waits for the disk or the network, not for the processor
+INDEXED_IMAGES = 100_000  # from so many on a list is kept; fewer are listed in half a second
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,15 @@ class DataFolder:
     name: str
 
 
-def open_data(data_dir: Path | str) -> DataFolder:
+def open_data(data_dir: Path | str, *, index_dir: Path | None = None) -> DataFolder:
     """Scan ``data_dir/train`` and ``data_dir/val`` (or, without it, ``data_dir/test``).
+
+    The list of a large set is kept as ``data_dir/.spos-train.json`` (``.spos-val.json``, ...), and
+    read instead for as long as none of its folders has changed.
+
+    Args:
+        data_dir: the data set.
+        index_dir: a folder for such a list if ``data_dir`` cannot be written.
 
     Raises:
         DataError: if a folder is missing, holds no classes, a class holds no images, or the test
@@ -69,7 +78,11 @@ def open_data(data_dir: Path | str) -> DataFolder:
             f"{data_dir}: has no {missing}; a data set is a folder with train/<class>/*.jpg and "
             "val/<class>/*.jpg (or test/<class>/*.jpg)"
         )
-    train, test = scan_folder(train_dir), scan_folder(test_dir)
+    places = [data_dir, index_dir] if index_dir else [data_dir]
+    train, test = (
+        scan_folder(root, indexes=[place / f".spos-{root.name}.json" for place in places])
+        for root in (train_dir, test_dir)
+    )
     if train.classes != test.classes:
         raise DataError(
             f"{test_dir}: its classes are not those of {train_dir}: "
@@ -80,11 +93,15 @@ def open_data(data_dir: Path | str) -> DataFolder:
     return DataFolder(train=train, test=test, name=data_dir.resolve().name)
 
 
-def scan_folder(root: Path | str) -> ImageSet:
+def scan_folder(root: Path | str, *, indexes: Sequence[Path] = ()) -> ImageSet:
     """All images below the class folders of ``root``; class ids follow the sorted folder names.
 
     Files are those with one of `IMAGE_EXTENSIONS`, at any depth of the class folder, sorted by
     their relative path. Names that begin with a dot are passed over.
+
+    Args:
+        root: the folder that holds the class folders.
+        indexes: where a list of them may be kept (see `spos.data.index`), the best place first.
 
     Raises:
         DataError: if the folder is missing, has no class folders, or one of them has no images.
@@ -92,6 +109,25 @@ def scan_folder(root: Path | str) -> ImageSet:
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: is not a folder; expected one with a folder for each class")
+    listing = find_current(root, indexes)
+    if listing is None:
+        listing = _list_classes(root)
+        if sum(len(found.files) for found in listing.classes.values()) >= INDEXED_IMAGES:
+            keep_index(indexes, listing)
+    return ImageSet(
+        root=root,
+        paths=tuple(
+            f"{name}/{file}" for name, found in listing.classes.items() for file in found.files
+        ),
+        labels=tuple(
+            label for label, found in enumerate(listing.classes.values()) for _ in found.files
+        ),
+        classes=tuple(listing.classes),
+    )
+
+
+def _list_classes(root: Path) -> Listing:
+    changed_ns = change_time(root)  # before it is listed: a later change must be noticed
     with os.scandir(root) as entries:
         classes = sorted(
             entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()
@@ -99,35 +135,45 @@ def scan_folder(root: Path | str) -> ImageSet:
     if not classes:
         raise DataError(f"{root}: has no class folders; expected {root}/<class>/*.jpg")
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
-        files = list(pool.map(lambda name: sorted(find_images(root, name)), classes))
-    for name, found in zip(classes, files, strict=True):
-        if not found:
+        found = list(pool.map(lambda name: _list_class(root / name), classes))
+    for name, each in zip(classes, found, strict=True):
+        if not each.files:
             raise DataError(
                 f"{root / name}: a class folder without images (of {' '.join(IMAGE_EXTENSIONS)}); "
                 "add images or remove the folder"
             )
-    return ImageSet(
-        root=root,
-        paths=tuple(path for found in files for path in found),
-        labels=tuple(label for label, found in enumerate(files) for _ in found),
-        classes=tuple(classes),
-    )
+    return Listing(changed_ns, dict(zip(classes, found, strict=True)))
 
 
-def find_images(root: Path, folder: str = "") -> Iterator[str]:
+def _list_class(folder: Path) -> ClassListing:
+    folders: dict[str, int] = {}
+    files = tuple(sorted(find_images(folder, listed=folders)))
+    return ClassListing(folders, files)
+
+
+def find_images(
+    root: Path, folder: str = "", *, listed: dict[str, int] | None = None
+) -> Iterator[str]:
     """Paths of the image files below ``root/folder``, relative to ``root``, in no order.
+
+    Args:
+        root: what the paths are relative to.
+        folder: where to look.
+        listed: is given every folder that was listed, with the time of its last change before.
 
     Raises:
         DataError: if a folder cannot be listed.
     """
     prefix = f"{folder}/" if folder else ""
     try:
+        if listed is not None:
+            listed[folder] = change_time(root / folder)
         with os.scandir(root / folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
                 if entry.is_dir():
-                    yield from find_images(root, prefix + entry.name)
+                    yield from find_images(root, prefix + entry.name, listed=listed)
                 elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
                     yield prefix + entry.name
     except OSError as problem:

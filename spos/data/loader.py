@@ -77,8 +77,9 @@ def build_loader(
         rank: of this process.
         world_size: number of processes that share each global batch.
         device: where batches are delivered.
-        cache_bytes: memory in which decoded images are kept; pixels are the same with and without.
-            DALI, which decodes on the device, keeps none.
+        cache_bytes: memory in which decoded images are kept, whole. Pixels are the same with and
+            without, but of photographs twice the size of their view, of which "paper" without a
+            cache decodes a half or less. DALI, which decodes on the device, keeps none.
 
     Raises:
         ConfigError: if an argument is unknown or out of range, or DALI is not installed.

@@ -5,18 +5,22 @@ Imports torch and the other modules of this package.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image
 
 from spos.data.augmentation import View, ViewRule, draw_view
 from spos.data.cache import PixelCache
-from spos.data.decode import BadImage, load_rgb
+from spos.data.decode import BadImage, Box, decode_part, encoded_size, load_rgb, read_encoded
 from spos.data.folder import ImageSet
 from spos.data.schedule import Schedule, count_batches
 from spos.data.workers import BatchWorkers, PackedImages
+
+_LEVELS = np.arange(256)
+_GREY = np.array([0.299, 0.587, 0.114])  # of red, green and blue, as Pillow and DALI have it
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -67,30 +71,54 @@ class TorchLoader:
         self._workers.close()
 
 
-def render_view(image: Image.Image, view: View, *, image_size: int, antialias: bool) -> np.ndarray:
-    """Carry out a view of an RGB image with Pillow: uint8 (H, W, 3), both ``image_size``."""
+def render_view(
+    image: Image.Image, view: View, *, image_size: int, antialias: bool, box: Box | None = None
+) -> np.ndarray:
+    """Carry out a view of an RGB image with Pillow: uint8 (H, W, 3), both ``image_size``.
+
+    Args:
+        image: the image.
+        view: what to do with it.
+        image_size: width and height of the view.
+        antialias: whether resizing averages all the pixels it covers.
+        box: where the view's box lies in ``image`` (left, top, right, bottom), if it was decoded
+            at another scale.
+    """
     left, top, width, height = view.box
-    if view.box != (0, 0, *image.size):
-        image = image.crop((left, top, left + width, top + height))
-    image = _resize(image, view.resized, antialias=antialias)
+    image = _resize(
+        image, view.resized, box or (left, top, left + width, top + height), antialias=antialias
+    )
     if view.window != (0, 0) or view.resized != (image_size, image_size):
         left, top = view.window
         image = image.crop((left, top, left + image_size, top + image_size))  # black outside
     if view.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    brightness, contrast, saturation = view.jitter
-    if view.jitter != (1.0, 1.0, 1.0):  # as torchvision's adjust_brightness and its siblings
-        image = ImageEnhance.Brightness(image).enhance(brightness)
-        image = ImageEnhance.Contrast(image).enhance(contrast)
-        image = ImageEnhance.Color(image).enhance(saturation)
+    if view.jitter != (1.0, 1.0, 1.0):
+        image = _jitter(image, *view.jitter)
     return np.asarray(image)
 
 
-def _resize(image: Image.Image, size: tuple[int, int], *, antialias: bool) -> Image.Image:
-    if image.size == size:
-        return image
+def _jitter(
+    image: Image.Image, brightness: float, contrast: float, saturation: float
+) -> Image.Image:
+    """Brightness, contrast about the mean grey and saturation, in one map of colours.
+
+    Differs from torchvision, which cuts to whole levels 0 to 255 after each of the three.
+    """
+    counts = np.array(image.histogram()).reshape(3, 256)
+    mean = float(_GREY @ (counts @ _LEVELS)) / (image.width * image.height)
+    scale, shift = brightness * contrast, brightness * (1 - contrast) * mean
+    colours = scale * (saturation * np.eye(3) + (1 - saturation) * _GREY)  # (3 out, 3 in)
+    return image.convert("RGB", tuple(np.column_stack([colours, [shift] * 3]).ravel().tolist()))
+
+
+def _resize(image: Image.Image, size: tuple[int, int], box: Box, *, antialias: bool) -> Image.Image:
+    outer = (math.floor(box[0]), math.floor(box[1]), math.ceil(box[2]), math.ceil(box[3]))
+    if outer != (0, 0, *image.size):  # or resizing would use pixels beyond the box
+        image = image.crop(outer)
+        box = (box[0] - outer[0], box[1] - outer[1], box[2] - outer[0], box[3] - outer[1])
     if antialias:
-        return image.resize(size, Image.Resampling.BILINEAR)
+        return image.resize(size, Image.Resampling.BILINEAR, box=box)
     # Pillow always averages when it makes images smaller; OpenCV takes the four nearest pixels.
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(pixels, size[::-1], mode="bilinear")
@@ -119,33 +147,54 @@ def _make_batches(
     images: ImageSet, rule: ViewRule, cache: PixelCache | None
 ) -> Callable[[int, np.ndarray], Batch | BadImage]:
     packed = PackedImages(images)
+    options = {"image_size": rule.image_size, "antialias": rule.antialias}
 
-    def decode(index: int) -> Image.Image | np.ndarray | BadImage:
-        if cache is None:
-            return load_rgb(packed.path(index))
-        if (kept := cache.get(index)) is not None:
+    def decode_whole(index: int) -> Image.Image | np.ndarray | BadImage:
+        if cache is not None and (kept := cache.get(index)) is not None:
             return kept
         image = load_rgb(packed.path(index))
-        if not isinstance(image, BadImage):
+        if cache is not None and not isinstance(image, BadImage):
             cache.put(index, image)
         return image
+
+    def render_whole(epoch: int, index: int, target: np.ndarray) -> BadImage | None:
+        image = decode_whole(index)
+        if isinstance(image, BadImage):
+            return image
+        size = image.shape[1::-1] if isinstance(image, np.ndarray) else image.size
+        view = draw_view(rule, epoch=epoch, index=index, width=size[0], height=size[1])
+        if isinstance(image, np.ndarray):
+            if _only_moves(view, *size):
+                _move(image, view, target)
+                return None
+            image = Image.fromarray(image)
+        target[:] = render_view(image, view, **options)
+        return None
+
+    def render_part(epoch: int, index: int, target: np.ndarray) -> BadImage | None:
+        path = packed.path(index)
+        encoded = read_encoded(path)
+        if isinstance(encoded, BadImage):
+            return encoded
+        size = encoded_size(encoded, path=path)
+        if isinstance(size, BadImage):
+            return size
+        view = draw_view(rule, epoch=epoch, index=index, width=size[0], height=size[1])
+        part = decode_part(encoded, view.box, view.resized, path=path)
+        if isinstance(part, BadImage):
+            return part
+        target[:] = render_view(part[0], view, **options, box=part[1])
+        return None
+
+    # Evaluation sees whole images, decoded as everyone decodes them.
+    is_partial = rule.augmentation == "paper" and cache is None
+    render = render_part if is_partial else render_whole
 
     def make(epoch: int, indices: np.ndarray) -> Batch | BadImage:
         pixels = np.empty((len(indices), rule.image_size, rule.image_size, 3), np.uint8)
         for row, index in enumerate(indices.tolist()):
-            image = decode(index)
-            if isinstance(image, BadImage):
-                return image
-            size = image.shape[1::-1] if isinstance(image, np.ndarray) else image.size
-            view = draw_view(rule, epoch=epoch, index=index, width=size[0], height=size[1])
-            if isinstance(image, np.ndarray):
-                if _only_moves(view, *size):
-                    _move(image, view, pixels[row])
-                    continue
-                image = Image.fromarray(image)
-            pixels[row] = render_view(
-                image, view, image_size=rule.image_size, antialias=rule.antialias
-            )
+            if (bad := render(epoch, index, pixels[row])) is not None:
+                return bad
         return torch.from_numpy(pixels), torch.from_numpy(packed.labels[indices])
 
     return make

@@ -108,7 +108,9 @@ class TrainedSupernet:
         load_weights_into(supernet, state["network"], source=str(checkpoint))
         supernet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         data_dir = data_dir or Path(self.settings.runtime["data_dir"])
-        inputs = reopen_inputs(dict(config), data_dir, workers=workers, device=device)
+        inputs = reopen_inputs(
+            dict(config), data_dir, run_dir=self.path, workers=workers, device=device
+        )
         split = load_split(self.path / "split.json")
         return build_evaluator(
             supernet,

@@ -164,14 +164,16 @@ def open_inputs(
 
 
 def reopen_inputs(
-    config: dict[str, Any], data_dir: Path, *, workers: int, device: torch.device
+    config: dict[str, Any], data_dir: Path, *, run_dir: Path, workers: int, device: torch.device
 ) -> Inputs:
-    """The images that an earlier run used, for the stage after it.
+    """The images that the run in ``run_dir`` used, for the stage after it.
+
+    That folder keeps the list of a large data set that cannot be written (see `open_data`).
 
     Raises:
         DataError: if ``data_dir`` now holds something else.
     """
-    data = open_data(data_dir)
+    data = open_data(data_dir, index_dir=run_dir)
     found = [len(data.train), list(data.train.classes)]
     if found != [config["num_train"], config["classes"]]:
         raise DataError(

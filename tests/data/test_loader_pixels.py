@@ -1,5 +1,6 @@
 """What the loaders make of real photographs, against torchvision, OpenCV's rule and each other."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,21 +37,53 @@ def test_evaluation_pixels_are_torchvisions(photographs: ImageSet) -> None:
     assert np.array_equal(ours.permute(0, 2, 3, 1).numpy(), expected)
 
 
-def test_training_pixels_are_torchvisions(photographs: ImageSet) -> None:
+def draw_training_views(photographs: ImageSet) -> list[tuple[Image.Image, View]]:
     rule = ViewRule("paper", "standard", 96, 0)
-    for index, image in enumerate(open_some(photographs, 8)):
-        width, height = image.size
-        view = draw_view(rule, epoch=0, index=index, width=width, height=height)
-        left, top, box_width, box_height = view.box
-        expected: Any = image
-        expected = functional.resized_crop(expected, top, left, box_height, box_width, [96, 96])
-        if view.flip:
-            expected = functional.hflip(expected)
-        expected = functional.adjust_brightness(expected, view.jitter[0])
-        expected = functional.adjust_contrast(expected, view.jitter[1])
-        expected = functional.adjust_saturation(expected, view.jitter[2])
-        ours = render_view(image, view, image_size=96, antialias=rule.antialias)
-        assert np.array_equal(ours, np.asarray(expected))
+    return [
+        (image, draw_view(rule, epoch=0, index=index, width=image.width, height=image.height))
+        for index, image in enumerate(open_some(photographs, 8))
+    ]
+
+
+def crop_as_torchvision(image: Any, view: View) -> Any:
+    left, top, width, height = view.box
+    image = functional.resized_crop(image, top, left, height, width, [96, 96])
+    return functional.hflip(image) if view.flip else image
+
+
+def test_training_crops_are_torchvisions(photographs: ImageSet) -> None:
+    for image, view in draw_training_views(photographs):
+        plain = replace(view, jitter=(1.0, 1.0, 1.0))
+        ours = render_view(image, plain, image_size=96, antialias=True)
+        assert np.array_equal(ours, np.asarray(crop_as_torchvision(image, view)))
+
+
+def test_training_colours_are_torchvisions(photographs: ImageSet) -> None:
+    """But for the steps in between, which torchvision cuts to whole levels 0 to 255."""
+    for image, view in draw_training_views(photographs):
+        brightness, contrast, saturation = view.jitter
+        pixels = np.asarray(crop_as_torchvision(image, view), np.float64)
+        grey = np.array([0.299, 0.587, 0.114])
+        mean = (pixels @ grey).mean()
+        pixels = brightness * (mean + contrast * (pixels - mean))
+        greys = (pixels @ grey)[..., None]
+        exact = (greys + saturation * (pixels - greys)).clip(0, 255)
+        ours = render_view(image, view, image_size=96, antialias=True)
+        assert np.abs(ours - exact).max() < 0.51
+        assert abs((ours - exact).mean()) < 0.05
+
+
+def test_colours_are_torchvisions_step_by_step(photographs: ImageSet) -> None:
+    for image, view in draw_training_views(photographs):
+        for place, adjust in enumerate(
+            (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
+        ):
+            jitter = [1.0, 1.0, 1.0]
+            jitter[place] = view.jitter[place]
+            changed = replace(view, jitter=(jitter[0], jitter[1], jitter[2]))
+            expected = np.asarray(adjust(crop_as_torchvision(image, view), jitter[place]))
+            ours = render_view(image, changed, image_size=96, antialias=True)
+            assert np.abs(ours.astype(int) - expected).max() <= 2
 
 
 def test_shifted_views_are_black_outside() -> None:
@@ -99,7 +132,7 @@ def test_spos_evaluation_pixels_are_opencvs(photographs: ImageSet, backend: str)
         ("none", "standard", 224, 0.2, 0.25),
         ("none", "spos", 224, 0.2, 0.25),
         ("none", "standard", 64, 0.2, 0.4),
-        ("paper", "standard", 224, 0.3, 0.8),
+        ("paper", "standard", 224, 0.3, 0.5),
         ("crop-flip", "standard", 48, 0.2, 0.5),
     ],
 )
@@ -113,13 +146,38 @@ def test_loaders_agree_on_pixels(
 ) -> None:
     pytest.importorskip("nvidia.dali")
     options = {"augmentation": augmentation, "preprocessing": preprocessing}
-    ours, theirs = (
-        load_all(photographs, backend, image_size=image_size, **options) for backend in BACKENDS
-    )
+    options |= {
+        "image_size": image_size,
+        "cache_bytes": 2**27,
+    }  # whole images, as DALI decodes them
+    ours, theirs = (load_all(photographs, backend, **options) for backend in BACKENDS)
     differences = (ours - theirs).abs().mean((1, 2, 3))
     assert differences.mean() < on_average
     assert differences.max() < worst_image
     assert (ours - theirs).mean().abs() < 0.02  # neither is brighter
+
+
+def test_parts_of_images_give_the_views_of_whole_ones(photographs: ImageSet) -> None:
+    """To the bit where the JPEG is decoded at full size, closely where at a half or less."""
+    at_full_size = 0
+    for image_size, on_average in ((224, 2.0), (64, 6.0)):
+        parts, wholes = (
+            load_all(photographs, "torchvision", augmentation="paper", image_size=image_size,
+                     cache_bytes=cache)
+            for cache in (0, 2**27)
+        )  # fmt: skip
+        rule = ViewRule("paper", "standard", image_size, 0)
+        for index, path in enumerate(photographs.paths):
+            with Image.open(photographs.root / path) as image:
+                width, height = image.size
+            view = draw_view(rule, epoch=0, index=index, width=width, height=height)
+            if min(view.box[2:]) < 2 * image_size:
+                at_full_size += 1
+                assert torch.equal(parts[index], wholes[index])
+            else:
+                assert (parts[index] - wholes[index]).abs().mean() < on_average
+                assert (parts[index] - wholes[index]).mean().abs() < 0.2
+    assert 60 < at_full_size < 120
 
 
 @pytest.mark.gpu

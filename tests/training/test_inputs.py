@@ -126,11 +126,11 @@ def test_loaders_are_shuffled_to_train_and_ordered_to_evaluate(tmp_path):
 def test_stage_after_uses_what_the_stage_before_did(tmp_path):
     folder = write_data(tmp_path / "a", train=3, test=1)
     first = open_with("--data-dir", folder, "--image-size", 24, "--spos-preprocessing")
-    again = reopen_inputs(first.config(), folder, workers=0, device=CPU)
+    again = reopen_inputs(first.config(), folder, run_dir=tmp_path, workers=0, device=CPU)
     assert again.config() == first.config()
     other = write_data(tmp_path / "b", train=4, test=1)
     with pytest.raises(DataError, match="holds 12 training images of 3 classes.*trained on 9 of 3"):
-        reopen_inputs(first.config(), other, workers=0, device=CPU)
+        reopen_inputs(first.config(), other, run_dir=tmp_path, workers=0, device=CPU)
 
 
 # --- the split -----------------------------------------------------------------------------------
