@@ -30,8 +30,9 @@ $(RUNS)/best.json: $(VENV)/.installed
 	  --experiments-dir $(RUNS)/search
 	$(BIN)/python -m spos search best --experiments-dir $(RUNS)/search --output $@
 
+# Two processes share the files of tests: many of them wait for NNI.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -43,7 +43,8 @@ def uninterrupted(trained):
 def test_run_folder_holds_what_the_search_needs(trained):
     run = trained.folder / "supernet"
     assert sorted(path.name for path in run.iterdir()) == [
-        ".lock", "args.json", "checkpoints", "cost.json", "log.txt", "metrics.jsonl", "split.json", "tb"
+        ".lock", "args.json", "checkpoints", "cost.json", "log.txt", "metrics.jsonl", "split.json",
+        "tb",
     ]  # fmt: skip
     opened = open_supernet_run(run)
     assert opened.spec.options == {"image_size": 8, "num_classes": 3}
