@@ -140,7 +140,9 @@ def test_plain_nnictl_reaches_done(work):
     assert space["layer_1"] == {"_type": "choice", "_value": ["k1", "k3", "k5"]}
     config = (work / "config_search.yml").read_text()
     config = config.replace("exec python tester.py --run-dir runs/supernet", trial_command(work))
-    config = config.replace("rounds: 20 ", "rounds: 2 ").replace("population: 50", "population: 3")
+    config = config.replace("    rounds: 20", "    rounds: 2").replace(
+        "population: 50", "population: 3"
+    )
     (work / "plain.yml").write_text(config)
     port = free_port()
     command = ["nnictl", "create", "--config", "plain.yml", "--port", str(port), "--foreground"]

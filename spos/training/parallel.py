@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from spos.errors import ConfigError
 
@@ -64,8 +65,8 @@ def _join_group(backend: str) -> None:
         return
     # On one machine torchrun (2.14) keeps the store of the processes before, whose addresses the
     # new ones would take for each other's and wait for ever.
-    store, number, count = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"attempt_{attempt}", store)
+    store, number, count = next(rendezvous("env://"))
+    store = dist.PrefixStore(f"attempt_{attempt}", store)  # pyright: ignore[reportPrivateImportUsage]
     dist.init_process_group(backend, store=store, rank=number, world_size=count)
 
 
