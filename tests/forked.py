@@ -60,7 +60,9 @@ class Script:
     def wait(self) -> Finished:
         """Wait for its end."""
         status = wait(self.process)
-        return Finished(status, *((self._output / name).read_text() for name in ("out", "err")))
+        files = [self._output / name for name in ("out", "err")]
+        # One that was killed at once has not opened them yet.
+        return Finished(status, *(path.read_text() if path.exists() else "" for path in files))
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""

@@ -16,7 +16,7 @@ from tiny_space import TINY, WIDTHS
 
 from spos.architecture import SearchSpec
 from spos.cost.counting import build_cost_table
-from spos.cost.table import CostTable
+from spos.cost.table import Constraint, CostTable
 from spos.data.counter_random import counter_generator
 from spos.data.loader import build_loader
 from spos.data.preprocessing import Preprocessing
@@ -27,7 +27,7 @@ from spos.training import shrinking as module
 from spos.training.loop import Stopped, Training
 from spos.training.recipe import Recipe
 from spos.training.run_folder import RunFolder, RunSettings
-from spos.training.samplers import SAMPLERS, build_sampler
+from spos.training.samplers import BOXED, SAMPLERS, build_sampler
 from spos.training.shrink_flags import plan_shrinking
 from spos.training.shrinking import (
     Shrinking,
@@ -54,6 +54,9 @@ def make_supernet(space: str = TINY, seed: int = 0) -> Supernet:
     return Supernet(build_space(space, options=OPTIONS, affine=False))
 
 
+WIDE = Constraint("macs", 0, 10**9)  # for the samplers that need a range
+
+
 def make_shrinking(
     supernet: Supernet, folder: Path, plan: ShrinkPlan = PLAN, *, sampler="uniform", space=TINY
 ) -> Shrinking:
@@ -61,7 +64,9 @@ def make_shrinking(
         supernet,
         build_cost_table(space, options=OPTIONS),
         plan,
-        build_sampler=lambda table: build_sampler(sampler, table, seed=3),
+        build_sampler=lambda table: build_sampler(
+            sampler, table, seed=3, ranges=[WIDE] if sampler in BOXED else []
+        ),
         publish=lambda table: table.save(folder / "cost.json"),
         folder=folder / "base",
         seed=3,
