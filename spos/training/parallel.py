@@ -78,7 +78,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    _join_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
     finally:
