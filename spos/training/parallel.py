@@ -9,6 +9,7 @@ has to be searched for, and idle parameters keep no gradient.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -78,6 +79,9 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    # Its functions have the group of the moment as a default argument, so whoever imports it later
+    # (torch's optimizers do) keeps the group, and threads that abort the process as it exits.
+    importlib.import_module("torch.distributed.nn")
     _join_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield

@@ -35,8 +35,8 @@ def measure(run) -> None:
 
 @pytest.mark.slow
 def test_killed_run_shrinks_to_the_same_space(shrunk):
-    run = shrunk.folder / "killed"
-    words = shrunk.supernet_words("killed", *SHRINK)
+    run = shrunk.folder / "shrunk-killed"
+    words = shrunk.supernet_words("shrunk-killed", *SHRINK)
     for stages in (0, 1, 2):
         script = Script("supernet.py", *words, folder=shrunk.folder)
         marks = stages + 1
@@ -46,7 +46,7 @@ def test_killed_run_shrinks_to_the_same_space(shrunk):
         )
         script.send(signal.SIGKILL)
         assert script.wait().status == -signal.SIGKILL
-    finished = shrunk.supernet(*SHRINK, run="killed")
+    finished = shrunk.supernet(*SHRINK, run="shrunk-killed")
     assert finished.status == 0, finished.stderr
     whole = shrunk.folder / "shrunk"
     assert_identical(read_run(run).state, read_run(whole).state)

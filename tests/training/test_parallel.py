@@ -2,12 +2,15 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from forked import run_ranks
+from forked import PATIENCE, run_ranks
 from tiny_space import TINY, TinySpace
 from torch import nn
 
@@ -213,3 +216,34 @@ def test_device_is_what_there_is(monkeypatch):
 def test_odd_device_is_refused(name):
     with pytest.raises(ConfigError, match=f"--device {name}: expected auto, cpu, cuda"):
         parallel.select_device(name)
+
+
+LEAVE_GROUP = """
+from pathlib import Path
+import torch
+from spos.training.parallel import process_group
+
+def count_threads():
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    return sum("gloo" in name for name in names)
+
+with process_group(torch.device("cpu")):
+    torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1).step()
+    import torch.distributed.nn  # if the optimizer has not
+    assert count_threads() > 0
+assert count_threads() == 0
+"""
+
+
+def test_no_thread_of_a_group_outlives_it():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", LEAVE_GROUP], env={**environment, "RANK": str(rank)}
+        )
+        for rank in range(2)
+    ]
+    assert [each.wait(PATIENCE) for each in ranks] == [0, 0]
