@@ -133,6 +133,7 @@ class Training:
         steps_per_epoch = len(self.loader)
         epoch, start = divmod(self.step, steps_per_epoch)
         is_stopping = False
+        self._meter.begin_epoch()
         waiting = time.perf_counter()
         for images, labels in self.loader.epoch(epoch, start):
             waited = time.perf_counter() - waiting

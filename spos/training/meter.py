@@ -53,7 +53,7 @@ class Meter:
         self._device = device
         self._readout = Readout(device)
         self.text = ""
-        self._reset()
+        self.begin_epoch()
 
     def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Add a step's loss and hits."""
@@ -84,12 +84,11 @@ class Meter:
         )
 
     def finish_epoch(self) -> dict[str, float]:
-        """Metrics of the epoch (this rank's loss and top-1), and begin the next."""
-        values = self._figures(wait=True)
-        self._reset()
-        return values
+        """Metrics of the epoch: this rank's loss and top-1, the rate of all."""
+        return self._figures(wait=True)
 
-    def _reset(self) -> None:
+    def begin_epoch(self) -> None:
+        """Forget the epoch before, and begin to count time."""
         self._sums = torch.zeros(3, dtype=torch.float64, device=self._device)
         self._readout = Readout(self._device)
         self._begun = time.perf_counter()

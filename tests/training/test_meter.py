@@ -1,6 +1,7 @@
 """Figures of an epoch: right sums, no loss that was not finite forgotten, no GPU waited for."""
 
 import math
+import time
 
 import pytest
 import torch
@@ -19,7 +20,20 @@ def test_epoch_figures_are_those_of_its_steps():
     assert meter.loss_sum() == 3.5
     values = meter.finish_epoch()
     assert (values["train/loss"], values["train/top1"]) == (3.5 / 4, 3 / 4)
+    meter.begin_epoch()
     assert meter.loss_sum(wait=True) == 0.0
+
+
+def test_rate_leaves_out_what_comes_between_epochs(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    meter = Meter(CPU)
+    now = 100.0  # validation, say
+    meter.begin_epoch()
+    now = 102.0
+    meter.count(64, 0.5)
+    values = meter.finish_epoch()
+    assert (values["train/images_per_second"], values["train/data_wait"]) == (32.0, 0.25)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
