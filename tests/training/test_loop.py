@@ -363,6 +363,11 @@ def test_idle_candidates_stand_still(tmp_path, images, amp):
 # --- not finite --------------------------------------------------------------------------------
 
 
+def is_finite(state: dict[str, Any]) -> bool:
+    """Whether all weights and running statistics of a checkpoint are."""
+    return all(bool(tensor.isfinite().all()) for tensor in state["network"].values())
+
+
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 @pytest.mark.parametrize("step", [0, 5, 8, 17])
 def test_run_stops_before_weights_are_spoiled(tmp_path, images, step, value):
@@ -382,9 +387,25 @@ def test_run_stops_before_weights_are_spoiled(tmp_path, images, step, value):
     training.run.close()
     found = latest_checkpoint(tmp_path / "checkpoints")
     assert (found[0] if found else 0) == step // STEPS_PER_EPOCH * STEPS_PER_EPOCH
-    if found:
-        weights = load_checkpoint(found[1])["network"].values()
-        assert all(bool(tensor.isfinite().all()) for tensor in weights)
+    assert not found or is_finite(load_checkpoint(found[1]))
+
+
+@pytest.mark.parametrize("step, stop", [(11, None), (8, send(signal.SIGTERM, at=8))])
+def test_weights_that_a_gradient_spoiled_are_not_saved(tmp_path, images, step, stop):
+    """Under a finite loss, in the last step of an epoch or the one that a signal saves after."""
+
+    def spoil(gradient):
+        return torch.full_like(gradient, math.inf) if training.step == step else gradient
+
+    training = make_training(tmp_path, images, before=stop)
+    list(training.network.parameters())[-1].register_hook(spoil)
+    with pytest.raises(TrainingError, match=f"weights are not finite at step {step + 1}; .*--lr"):
+        training.fit()
+    training.run.close()
+    found = latest_checkpoint(tmp_path / "checkpoints")
+    assert found and found[0] == 6
+    assert is_finite(load_checkpoint(found[1]))
+    assert fit(tmp_path, images).state["step"] == TOTAL  # the command repeated
 
 
 @pytest.mark.parametrize("row", [MAX_SKIPPED_UPDATES - 1, MAX_SKIPPED_UPDATES])
@@ -395,7 +416,8 @@ def test_fp16_skips_updates_but_not_for_ever(tmp_path, images, row):
     training = make_training(tmp_path, images, spoil=spoil, amp="fp16", epochs=5, scratch=True)
     if row < MAX_SKIPPED_UPDATES:
         training.fit()
-        assert all(bool(p.isfinite().all()) for p in training.network.parameters())
+        # Parameters and running statistics, which the forward pass of a skipped update has spoiled.
+        assert is_finite(read_run(tmp_path).state)
     else:
         with pytest.raises(TrainingError, match="20 updates in a row.*step 23.*bf16"):
             training.fit()
