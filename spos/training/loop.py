@@ -117,13 +117,6 @@ class Training:
             try:
                 while self.step < self.total_steps:
                     self._train_epoch(stop, status)
-            except torch.OutOfMemoryError as problem:
-                raise TrainingError(
-                    f"{self.device} has not enough memory for a batch of {self.recipe.batch_size} "
-                    f"images on {parallel.world_size()} processes "
-                    f"({str(problem).partition(chr(10))[0]}); try "
-                    f"--batch-size {max(1, self.recipe.batch_size // 2)} or --amp bf16"
-                ) from None
             finally:
                 status.close()
         if self.total_steps == 0:
@@ -137,7 +130,12 @@ class Training:
         waiting = time.perf_counter()
         for images, labels in self.loader.epoch(epoch, start):
             waited = time.perf_counter() - waiting
-            self.train_step(images, labels)
+            try:
+                self.train_step(images, labels)
+            except RuntimeError as problem:
+                if not _is_out_of_memory(problem):
+                    raise
+                raise self._not_enough_memory(problem, image_size=images.shape[-1]) from None
             waiting = time.perf_counter()
             self._meter.count(len(labels) * parallel.world_size(), waited)
             status.update(self.step, self._meter.text)
@@ -262,6 +260,15 @@ class Training:
             f"{self.run.checkpoints} is from before; lower --lr, or set --clip-norm 5"
         )
 
+    def _not_enough_memory(self, problem: RuntimeError, *, image_size: int) -> TrainingError:
+        return TrainingError(
+            f"{self.device} has not enough memory for a batch of {self.recipe.batch_size} images "
+            f"of {image_size} pixels on {parallel.world_size()} processes "
+            f"({str(problem).partition(chr(10))[0]}); try "
+            f"--batch-size {max(1, self.recipe.batch_size // 2)}, a smaller --image-size or "
+            "--amp bf16"
+        )
+
     def _lr(self) -> float:
         return self.recipe.lr_at(self.step, len(self.loader))
 
@@ -336,6 +343,11 @@ def _stop_requests():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_out_of_memory(problem: RuntimeError) -> bool:
+    """Whether an allocation failed; for that of a CPU torch has no type of its own."""
+    return isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem)
 
 
 def _mend_statistics(network: nn.Module) -> None:

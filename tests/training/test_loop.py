@@ -318,13 +318,20 @@ def test_second_signal_acts_as_before(tmp_path, images):
 # --- not enough memory ---------------------------------------------------------------------------
 
 
-def test_batch_that_memory_cannot_hold_is_named_with_what_to_do(tmp_path, images):
-    def exhaust(step: int) -> None:
-        if step == 8:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+def ask_cuda() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1125899906842624 B.\nmore")
 
-    with pytest.raises(TrainingError, match=r"batch of 6 images .*2 GiB.*--batch-size 3 "):
-        fit(tmp_path, images, before=exhaust)
+
+def ask_cpu() -> None:
+    torch.empty(2**50, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("ask", [ask_cuda, ask_cpu])
+def test_batch_that_memory_cannot_hold_is_named_with_what_to_do(tmp_path, images, ask):
+    with pytest.raises(
+        TrainingError, match=r"batch of 6 images of 8 pixels .*allocate 1125.*--batch-size 3, "
+    ):
+        fit(tmp_path, images, before=lambda step: ask() if step == 8 else None)
     assert latest_checkpoint(tmp_path / "checkpoints")[0] == 6
 
 
