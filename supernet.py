@@ -11,6 +11,7 @@ split of the training images, the cost table (cost.json) and checkpoints.
 import argparse
 import functools
 import logging
+import shlex
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ from spos.evaluation.build import build_evaluator
 from spos.evaluation.evaluator import Evaluator
 from spos.files import digest
 from spos.flag_values import not_negative, positive
-from spos.spaces import build_space, load_space_class
+from spos.spaces import SPACES, build_space, load_space_class
 from spos.supernet import Supernet
 from spos.training.flags import (
     RECIPE_FLAGS,
@@ -156,7 +157,13 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         shrinking=shrinking,
     ).fit()
     run.close()
-    log.info("done: %s; next: python -m spos search start", args.run_dir)
+    log.info("done: %s; next: %s", args.run_dir, search_command(args))
+
+
+def search_command(args: argparse.Namespace) -> str:
+    """What searches this run."""
+    words = ["python", "-m", "spos", "search", "start", "--run-dir", str(args.run_dir)]
+    return shlex.join(words if args.space in SPACES else [*words, "--space", args.space])
 
 
 def sampler_maker(
