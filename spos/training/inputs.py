@@ -204,7 +204,10 @@ def open_split(data: DataFolder, data_dir: Path, *, per_class: int) -> Split:
     if path.exists():
         split = load_split(path)
     else:
-        split = make_split(data.train, per_class=per_class)
+        try:
+            split = make_split(data.train, per_class=per_class)
+        except DataError as problem:
+            raise DataError(f"--held-out-per-class {per_class}: {problem}") from None
     apply_split(data.train, split)  # refuse one of other data now
     return split
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from forked import PATIENCE, ROOT, Script, run_script, wait_until
 from run_contents import assert_identical, read_run
+from tiny_space import TINY
 
 from spos.cost.table import CostTable
 from spos.data.folder import scan_folder
@@ -58,6 +59,8 @@ def test_run_folder_holds_what_the_search_needs(trained):
     training, held_out = apply_split(images, load_split(run / "split.json"))
     assert (len(training), len(held_out)) == (36, 12)
     assert [held_out.labels.count(label) for label in range(3)] == [4, 4, 4]
+    last = (run / "log.txt").read_text().splitlines()[-1]
+    assert last.endswith(f"python -m spos search start --run-dir supernet --space {TINY}")
 
 
 def test_metrics_tell_the_spread_of_the_sampled_paths(trained, uninterrupted):
