@@ -28,7 +28,7 @@ from spos.evaluation.build import build_evaluator
 from spos.evaluation.evaluator import Evaluator
 from spos.files import digest
 from spos.flag_values import not_negative, positive
-from spos.spaces import SPACES, build_space, load_space_class
+from spos.spaces import build_space, load_space_class
 from spos.supernet import Supernet
 from spos.training.flags import (
     RECIPE_FLAGS,
@@ -163,7 +163,8 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
 def search_command(args: argparse.Namespace) -> str:
     """What searches this run."""
     words = ["python", "-m", "spos", "search", "start", "--run-dir", str(args.run_dir)]
-    return shlex.join(words if args.space in SPACES else [*words, "--space", args.space])
+    is_own = ":" in args.space
+    return shlex.join([*words, "--space", args.space] if is_own else words)
 
 
 def sampler_maker(

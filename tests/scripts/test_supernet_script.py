@@ -59,8 +59,6 @@ def test_run_folder_holds_what_the_search_needs(trained):
     training, held_out = apply_split(images, load_split(run / "split.json"))
     assert (len(training), len(held_out)) == (36, 12)
     assert [held_out.labels.count(label) for label in range(3)] == [4, 4, 4]
-    last = (run / "log.txt").read_text().splitlines()[-1]
-    assert last.endswith(f"python -m spos search start --run-dir supernet --space {TINY}")
 
 
 def test_metrics_tell_the_spread_of_the_sampled_paths(trained, uninterrupted):
@@ -79,6 +77,8 @@ def test_repeated_command_of_a_finished_run_changes_nothing(workspace):
     finished = workspace.supernet()
     assert finished.status == 0, finished.stderr
     assert "continuing supernet after step 18 of 18" in finished.stderr
+    search = f"python -m spos search start --run-dir supernet --space {TINY}"
+    assert finished.stderr.endswith(f"done: supernet; next: {search}\n")
     assert {name: (run / name).read_bytes() for name in kept} == before
 
 
