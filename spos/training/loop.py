@@ -145,7 +145,7 @@ class Training:
                 self._save()
                 self._leave()
             if is_end or self.step % STEPS_BETWEEN_AGREEMENTS == 0:
-                self._meter.refresh()
+                self._meter.refresh(lr=self._lr())
         self._finish_epoch(epoch + 1, is_stopping)
 
     def _finish_epoch(self, epoch: int, is_stopping: bool) -> None:

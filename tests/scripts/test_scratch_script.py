@@ -91,7 +91,10 @@ def test_written_metadata_describe_the_network(trained, tiny_spaces):
 
     path = trained.folder / "scratch" / "best.safetensors"
     with safe_open(path, framework="pt") as file:
-        arch = parse_architecture(file.metadata()["architecture"])
+        metadata = file.metadata()
+    arch = parse_architecture(metadata["architecture"])
+    settings = read_json(trained.folder / "scratch" / "args.json")
+    assert metadata.get("commit") == settings["environment"]["commit"]
     assert dict(arch.choices) == {"layer_1": "k3", "layer_2": "k5", "layer_3": "k1"}
     assert dict(arch.options) == {"image_size": 8, "num_classes": 3}
     network = spos.load_subnet(path)
