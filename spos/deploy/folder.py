@@ -58,7 +58,7 @@ def write_folder(path: Path | str, network: Any, *, metrics: Mapping[str, float]
 
 
 def check_folder_free(path: Path) -> None:
-    """Raise a ConfigError if ``path`` is a file, or a folder that holds something or is ours."""
+    """Raise a ConfigError if ``path`` is a file, or `.`, or a folder that holds something."""
     if not path.name:  # `.`, which cannot give way to the folder that is written beside it
         raise ConfigError(f"--hub-dir {path}: name a new folder, such as my-net")
     try:
