@@ -20,14 +20,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(RUNS)/best.json
 	$(BIN)/python scratch.py --fixed-arc $(RUNS)/best.json --run-dir $(RUNS)/scratch
 	$(BIN)/python -m spos report $(RUNS) --output-dir $(RUNS)/report
-	$(BIN)/python -m spos summary --supernet $(RUNS)/supernet --scratch $(RUNS)/scratch \
-	  --experiments-dir $(RUNS)/search
+	$(BIN)/python -m spos summary $(RUNS)
 
 $(RUNS)/best.json: $(VENV)/.installed
 	$(BIN)/python supernet.py --run-dir $(RUNS)/supernet
-	$(BIN)/python -m spos search start --rounds 3 --population 10 --concurrency 2 \
-	  --trial-command "exec python tester.py --run-dir $(RUNS)/supernet" \
-	  --experiments-dir $(RUNS)/search
+	$(BIN)/python -m spos search start --run-dir $(RUNS)/supernet --experiments-dir $(RUNS)/search \
+	  --rounds 3 --population 10 --concurrency 2
 	$(BIN)/python -m spos search best --experiments-dir $(RUNS)/search --output $@
 
 # Two processes share the files of tests: many of them wait for NNI.

@@ -10,6 +10,7 @@ statistics computed exactly over training images.
 """
 
 import argparse
+import copy
 import logging
 from itertools import islice
 from pathlib import Path
@@ -35,7 +36,7 @@ from spos.training.flags import (
 )
 from spos.training.inputs import Inputs, fit_recipe, open_inputs
 from spos.training.loop import Training
-from spos.training.parallel import process_group, rank, select_device
+from spos.training.parallel import broadcast_module, process_group, rank, select_device
 from spos.training.recipe import Recipe
 from spos.training.run_folder import RunFolder, RunSettings, show_log
 
@@ -130,13 +131,14 @@ def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
     calibrate(network, inputs, recipe)
     accuracy = measure_accuracy(network, test, inputs.device)
     run.record(training.step, as_metrics(accuracy, prefix="test"))
+    best = run.path / "best.safetensors"
     if run.is_writer:
-        write_best(run.path / "best.safetensors", network, arch, inputs, accuracy, table)
-        check_best(run.path / "best.safetensors", test, inputs, accuracy)
+        write_best(best, network, arch, inputs, accuracy, table)
+    check_best(best, network, test, inputs.device, accuracy)
+    if run.is_writer:
         log.info(
             "test top-1 %.2f %%, top-5 %.2f %% on %d images; weights: %s",
-            100 * accuracy.top1, 100 * accuracy.top5, accuracy.num_images,
-            run.path / "best.safetensors",
+            100 * accuracy.top1, 100 * accuracy.top5, accuracy.num_images, best,
         )  # fmt: skip
     run.close()
 
@@ -172,13 +174,22 @@ def write_best(path: Path, network, arch: Architecture, inputs: Inputs, accuracy
     )
 
 
-def check_best(path: Path, test: ImageBatches, inputs: Inputs, accuracy: Accuracy) -> None:
-    """Refuse to end well if the file does not give back the network that was measured."""
-    saved = load_subnet(path)
-    saved.to(inputs.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if rank() == 0 and torch.distributed.is_initialized():
-        return  # the test images are divided between processes here
-    again = measure_accuracy(saved, test, inputs.device)
+def check_best(
+    path: Path,
+    network: torch.nn.Module,
+    test: ImageBatches,
+    device: torch.device,
+    accuracy: Accuracy,
+) -> None:
+    """Refuse to end well if the file does not give back the network that was measured.
+
+    All processes measure, since each has its part of the test images; the file is on the first
+    one's machine.
+    """
+    saved = load_subnet(path) if rank() == 0 else copy.deepcopy(network)
+    saved.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    broadcast_module(saved)
+    again = measure_accuracy(saved, test, device)
     if again.top1 != accuracy.top1:
         raise CheckpointError(
             f"{path}: scores {again.top1:.4f} after loading, {accuracy.top1:.4f} before saving"

@@ -11,6 +11,7 @@ split of the training images, the cost table (cost.json) and checkpoints.
 import argparse
 import functools
 import logging
+import shlex
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -156,7 +157,14 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         shrinking=shrinking,
     ).fit()
     run.close()
-    log.info("done: %s; next: python -m spos search start", args.run_dir)
+    log.info("done: %s; next: %s", args.run_dir, search_command(args))
+
+
+def search_command(args: argparse.Namespace) -> str:
+    """What searches this run."""
+    words = ["python", "-m", "spos", "search", "start", "--run-dir", str(args.run_dir)]
+    is_own = ":" in args.space
+    return shlex.join([*words, "--space", args.space] if is_own else words)
 
 
 def sampler_maker(

@@ -91,13 +91,14 @@ def evaluate_files(args: argparse.Namespace) -> None:
     candidates = load_candidates(args)
     for path, arch in zip(args.arch, archs, strict=True):
         result = candidates.measure(arch.choices)
+        result["top1_uncalibrated"] = candidates.top1_uncalibrated(arch.choices)
         if args.json:
             sys.stdout.write(json.dumps({**result, "arch": dict(arch.choices)}) + "\n")
             continue
         sys.stdout.write(f"{path}\n")
         for name, value in result.items():
             shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-            sys.stdout.write(f"  {name:8s} {shown}\n")
+            sys.stdout.write(f"  {name:17s} {shown}\n")
 
 
 def run_trial(args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """A trained subnet on disk: weights as safetensors, with all that is needed to use them.
 
 Imports `spos.architecture`, `spos.convert.architectures`, `spos.data`, `spos.errors`,
-`spos.files`, `spos.spaces`, `spos.training.checkpoint` and torch.
+`spos.files`, `spos.spaces`, `spos.training` and torch.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from spos.errors import CheckpointError, ConfigError
 from spos.files import open_atomic, parse_json, read_json
 from spos.spaces import build_subnet
 from spos.training.checkpoint import load_tensors, load_weights_into
+from spos.training.run_folder import code_version
 
 FORMAT = "spos-subnet-1"
 FOLDER_FORMAT = "spos-folder-1"
@@ -40,13 +41,15 @@ def save_subnet(
 ) -> None:
     """Write a subnet's weights and, as metadata, its architecture, preprocessing and classes.
 
-    The last two are left out where they are not known, as of other systems' weights.
+    Also the commit of this code. What is not known is left out, as of other systems' weights.
     """
     tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
     metadata = {
         "format": FORMAT,
         "architecture": arch.to_json(),
     }
+    if commit := code_version():
+        metadata["commit"] = commit
     if preprocessing is not None:
         metadata["preprocessing"] = preprocessing
     if classes is not None:

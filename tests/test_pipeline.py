@@ -23,6 +23,9 @@ from spos.search.results import read_entries
 
 pytestmark = [pytest.mark.nni, pytest.mark.slow]
 BIN = os.path.dirname(sys.executable)
+BARE_TRIAL_COMMAND = (
+    f"exec {sys.executable} {ROOT}/tester.py --workers 0 --device cpu --idle-seconds 20"
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +69,7 @@ def run(folder, *command, status=0, **environment):
 
 
 def trial_command(folder):
-    return (
-        f"exec {sys.executable} {ROOT}/tester.py --run-dir {folder}/supernet --space {TINY} "
-        "--workers 0 --device cpu --idle-seconds 20"
-    )
+    return f"{BARE_TRIAL_COMMAND} --run-dir {folder}/supernet --space {TINY}"
 
 
 def free_port():
@@ -83,7 +83,8 @@ def search(work):
     """The log folder of a finished search with two trials at a time."""
     run(
         work, sys.executable, "-m", "spos", "search", "start", "--rounds", 3, "--population", 6,
-        "--concurrency", 2, "--trial-command", trial_command(work), "--port", free_port(),
+        "--concurrency", 2, "--trial-command", BARE_TRIAL_COMMAND, "--run-dir", "supernet",
+        "--space", TINY, "--port", free_port(),
     )  # fmt: skip
     (log,) = (work / "nni-experiments").glob("[!_]*/log")
     return log
@@ -122,8 +123,8 @@ def test_the_winner_trains_from_scratch_and_is_summed_up(work, search):
         "--workers", 0, "--device", "cpu",
     )  # fmt: skip
     text = run(
-        work, sys.executable, "-m", "spos", "summary", "--supernet", "supernet",
-        "--scratch", "scratch", "--json",
+        work, sys.executable, "-m", "spos", "summary", "supernet", "scratch", search.parent.name,
+        "--json",
     )  # fmt: skip
     summary = json.loads(text)
     entries = read_entries(search)

@@ -1,4 +1,4 @@
-"""What the README says exists: its files, its commands and their flags."""
+"""What the README says is so: its files, its commands and their flags, its recipes, its Python."""
 
 import os
 import re
@@ -6,11 +6,18 @@ import shlex
 import subprocess
 import sys
 from functools import cache
+from typing import Any
 
 import pytest
+import torch
 from forked import ROOT
 
 from spos.__main__ import COMMANDS
+from spos.spaces import build_subnet, space_spec
+from spos.subnet import save_subnet
+from spos.supernet import Supernet
+from spos.training.inputs import LARGEST_SMALL_IMAGE
+from spos.training.recipe import CPU_PHOTOGRAPHS, PRESETS, STAGES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -56,7 +63,7 @@ def test_commands_exist_with_their_flags():
         if words[0] == "torchrun":
             words = ["python", *words[words.index(next(w for w in words if w.endswith(".py"))) :]]
         if words[0] != "python":
-            assert words[0] in ("make", "nnictl", "pip"), words
+            assert words[0] in ("make", "nnictl", "pip", "source"), words
             continue
         if words[1:3] == ["-m", "spos"]:
             assert words[3] in COMMANDS, words
@@ -69,3 +76,44 @@ def test_commands_exist_with_their_flags():
         assert given <= known, (words, given - known)
         seen += 1
     assert seen > 8
+
+
+def test_table_of_recipes_is_that_of_the_code():
+    rows = []
+    for preset in PRESETS.values():
+        if preset.image_size:
+            assert f"at {preset.image_size} pixels | supernet" in README
+        for stage in STAGES:
+            recipe = getattr(preset, stage)
+            assert (
+                f"momentum {recipe.momentum}, weight decay {recipe.weight_decay}, label smoothing "
+                f"{recipe.label_smoothing}."
+            ) in README
+            held_out = str(preset.held_out_per_class) if stage == "supernet" else ""
+            rows.append([
+                stage, str(recipe.epochs), f"{recipe.batch_size:,}",
+                f"{recipe.lr:g} {recipe.schedule}", f"{recipe.warmup_epochs:g}",
+                f"{recipe.clip_norm:g}", f"`{preset.augmentation}`", held_out,
+            ])  # fmt: skip
+    table = [line.split("|") for line in README.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line[2:-1]] for line in table]
+    assert [line for line in cells if line[0] in STAGES] == rows
+    assert f"up to {LARGEST_SMALL_IMAGE} pixels" in README
+    assert f"batches of {CPU_PHOTOGRAPHS}." in README.replace("\n", " ")
+
+
+def test_python_runs(tmp_path, monkeypatch, one_thread):
+    monkeypatch.chdir(tmp_path)
+    spec = space_spec("shufflenetv2", options={"image_size": 224, "num_classes": 10})
+    arch = spec.architecture({label: each[0] for label, each in spec.choices.items()})
+    (tmp_path / "runs" / "scratch").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "runs" / "scratch"):
+        save_subnet(folder / "best.safetensors", build_subnet(arch), arch, preprocessing="standard")
+    names: dict[str, Any] = {"__name__": "readme"}
+    for language, text in BLOCKS:
+        if language == "python":
+            exec(text, names)
+    assert list(names["backbone"].channels) == [4, 8, 16, 32]
+    supernet = Supernet(names["MySpace"]())
+    supernet.activate({"layer_1": "k5"})
+    assert supernet(torch.zeros(2, 3, 32, 32)).shape == (2, 10)

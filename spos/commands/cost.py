@@ -181,7 +181,7 @@ def _save(table: Any, path: Path) -> None:
 
 def _count(operations: list[Operation], convention: str) -> tuple[dict[str, Any], str]:
     """Per layer and total, as JSON and as text."""
-    from spos.cost.conventions import count
+    from spos.cost.conventions import CONVENTIONS, count
     from spos.cost.scores import readme_score, search_score
 
     counted = count(operations, convention)
@@ -192,6 +192,7 @@ def _count(operations: list[Operation], convention: str) -> tuple[dict[str, Any]
     rows = [(name, f"{flops:,d}", f"{n:,d}") for name, flops, n in counted.layers]
     rows.append(("total", f"{counted.flops:,d}", f"{counted.params:,d}"))
     text = _table(("layer", unit, "params"), rows)
+    text += f"\n{unit}: {CONVENTIONS[convention].summary}"
     if convention == "canyonwind":
         costs = counted.flops, counted.params
         scores = {"readme_score": readme_score(*costs), "search_score": search_score(*costs)}

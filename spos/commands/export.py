@@ -48,8 +48,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="how the range of each map follows from the images (%(default)s)",
     )  # fmt: skip
     int8.add_argument(
-        "--calibration-images", type=positive, default=CALIBRATION_IMAGES, metavar="N",
-        help="of the training set, evenly over the classes (%(default)s)",
+        "--calibration-images", type=positive, metavar="N",
+        help="of the training set, evenly over the classes "
+        f"(default: {CALIBRATION_IMAGES}, or all if there are fewer)",
     )  # fmt: skip
     int8.add_argument(
         "--float-layers", nargs="+", default=[], metavar="NAME",
@@ -120,7 +121,7 @@ def _make_onnx(args: argparse.Namespace, network: Any) -> _Made:
     test = load_test_images(network, data.test, count=args.test_images)
     calibration = []
     if args.int8:
-        count = args.calibration_images
+        count = args.calibration_images or min(CALIBRATION_IMAGES, len(data.train))
         calibration = load_calibration_images(network, data.train, count=count)
     size = network.image_size
     folding = fold_batchnorm(network, torch.zeros(1, 3, size, size))
@@ -151,7 +152,7 @@ def _make_onnx(args: argparse.Namespace, network: Any) -> _Made:
     if not args.int8:
         return _Made(model, b"", metrics)
     int8 = _make_int8(args, model, calibration)
-    _report_int8(args, model, int8, float32, test)
+    _report_int8(args, model, int8, float32, test, num_calibrated=sum(map(len, calibration)))
     return _Made(model, int8, metrics)
 
 
@@ -168,7 +169,13 @@ def _make_int8(args: argparse.Namespace, model: bytes, calibration: Any) -> byte
 
 
 def _report_int8(
-    args: argparse.Namespace, model: bytes, int8: bytes, float32: Any, test: Any
+    args: argparse.Namespace,
+    model: bytes,
+    int8: bytes,
+    float32: Any,
+    test: Any,
+    *,
+    num_calibrated: int,
 ) -> None:
     """Print size, what is really int8, accuracy before and after, and latency side by side."""
     import torch
@@ -191,7 +198,7 @@ def _report_int8(
     ]
     print(
         f"int8: {_mib(int8)} ({100 * len(int8) / len(model):.0f} % of float32), {args.calibration} "
-        f"over {args.calibration_images} training images; {num_int8} of {num_convolutions} "
+        f"over {num_calibrated} training images; {num_int8} of {num_convolutions} "
         f"convolutions run in int8 on this machine\n"
         f"test top-1: {accuracies[0]:.2f} % in float32, {accuracies[1]:.2f} % in int8 "
         f"({accuracies[1] - accuracies[0]:+.2f} points)\n"

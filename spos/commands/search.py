@@ -36,10 +36,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     start = actions.add_parser("start", help="start a search and show its progress to the end")
     start.add_argument("--concurrency", type=int, help="trials at once (trialConcurrency)")
     start.add_argument("--trial-command", help="in place of the file's trialCommand")
+    start.add_argument(
+        "--run-dir", type=Path, metavar="DIR",
+        help="run folder of supernet.py (default: runs/supernet, as trialCommand says)",
+    )  # fmt: skip
+    start.add_argument("--space", metavar="MODULE:CLASS",
+                       help="your own space, if the supernet was trained with one")  # fmt: skip
     start.set_defaults(run=_start)
     run = actions.add_parser("run", help="the same search in one process, without NNI's server")
     for action in (start, run):
-        action.add_argument("--config", type=Path, default=Path("config_search.yml"))
+        action.add_argument(
+            "--config", type=Path, default=Path("config_search.yml"), metavar="FILE",
+            help="the NNI experiment, with the tuner's settings (default: %(default)s)",
+        )  # fmt: skip
         action.add_argument("--rounds", type=int, help="number of rounds (tuner.classArgs.rounds)")
         action.add_argument("--population", type=int, help="candidates of a round")
         action.add_argument("--seed", type=int, help="of the search")
@@ -68,9 +77,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def _start(args: argparse.Namespace) -> int:
     check_port(args.port)
     print(f"checking {args.config} and writing its search space ...", flush=True)
-    changes = Changes(_class_args(args), args.concurrency, args.trial_command, args.experiments_dir)
+    changes = Changes(
+        _class_args(args),
+        args.concurrency,
+        args.trial_command,
+        _trial_flags(args),
+        args.experiments_dir,
+    )
     prepared = prepare_experiment(args.config, changes)
     return _guarded(lambda: start_experiment(prepared.config, port=args.port), prepared.num_planned)
+
+
+def _trial_flags(args: argparse.Namespace) -> tuple[str, ...]:
+    """Flags of `tester.py` that were given; trials run in another folder than this command."""
+    given = {"--run-dir": args.run_dir and args.run_dir.resolve(), "--space": args.space}
+    return tuple(f"{flag}={value}" for flag, value in given.items() if value)
 
 
 def _class_args(args: argparse.Namespace) -> dict[str, Any]:

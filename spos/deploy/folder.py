@@ -58,7 +58,9 @@ def write_folder(path: Path | str, network: Any, *, metrics: Mapping[str, float]
 
 
 def check_folder_free(path: Path) -> None:
-    """Raise a ConfigError if ``path`` is a file, or a folder that holds something."""
+    """Raise a ConfigError if ``path`` is a file, or `.`, or a folder that holds something."""
+    if not path.name:  # `.`, which cannot give way to the folder that is written beside it
+        raise ConfigError(f"--hub-dir {path}: name a new folder, such as my-net")
     try:
         is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
     except OSError as problem:

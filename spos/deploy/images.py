@@ -54,7 +54,7 @@ def load_test_images(network: Any, images: ImageSet, *, count: int | None) -> Im
     Raises:
         DataError: if there are fewer.
     """
-    chosen = images if count is None else balanced_subset(images, count=count, seed=SEED)
+    chosen = images if count is None else _choose(images, count, "--test-images")
     return _batches(network, chosen, TEST_BATCH)
 
 
@@ -64,7 +64,7 @@ def load_calibration_images(network: Any, images: ImageSet, *, count: int) -> li
     Raises:
         DataError: if there are fewer.
     """
-    chosen = balanced_subset(images, count=count, seed=SEED)
+    chosen = _choose(images, count, "--calibration-images")
     return [batch for batch, _ in _batches(network, chosen, CALIBRATION_BATCH)]
 
 
@@ -84,6 +84,15 @@ def load_images(network: Any, paths: Iterable[Path | str]) -> Iterator[Tensor]:
         view = draw_view(rule, epoch=0, index=0, width=width, height=height)
         pixels = render_view(image, view, image_size=size, antialias=rule.antialias)
         yield preprocessing.apply(torch.tensor(pixels).permute(2, 0, 1)[None])
+
+
+def _choose(images: ImageSet, count: int, flag: str) -> ImageSet:
+    if count > len(images):
+        raise DataError(
+            f"{images.root}: has {len(images)} images; ask for fewer ({flag} {count}) or give "
+            "another data set (--data-dir)"
+        )
+    return balanced_subset(images, count=count, seed=SEED)
 
 
 def _batches(network: Any, images: ImageSet, batch_size: int) -> ImageBatches:

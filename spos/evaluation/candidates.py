@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from spos.architecture import Choices
 from spos.evaluation.accuracy import check_finite
 from spos.evaluation.build import TrainedSupernet, open_supernet_run
 from spos.evaluation.results import Results
@@ -85,6 +86,10 @@ class Candidates:
         accuracy = check_finite(self._evaluator.evaluate(choices, progress=progress))
         measured = {"top1": accuracy.top1, "top5": accuracy.top5, "loss": accuracy.loss}
         return {**measured, **self.run.table.costs(choices)}
+
+    def top1_uncalibrated(self, choices: Choices) -> float:
+        """Held-out accuracy without BatchNorm recalibration, which shows what that is worth."""
+        return self._evaluator.evaluate_uncalibrated(choices).top1
 
 
 def _open(run_dir: Path) -> tuple[_State, TrainedSupernet, Path]:

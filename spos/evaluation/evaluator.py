@@ -140,3 +140,10 @@ class Evaluator:
         except BaseException:
             memory.forget()
             raise
+
+    def evaluate_uncalibrated(self, choices: Choices) -> Accuracy:
+        """Accuracy with the statistics that training left, which mix all paths: to compare with."""
+        self.supernet.activate(choices)
+        modules = list(self.supernet.active_modules())
+        with saved_statistics(modules), torch.no_grad():  # for their modes
+            return measure_accuracy(self.supernet, self.validation, self.device)

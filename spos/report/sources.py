@@ -26,6 +26,8 @@ from spos.training.run_folder import RunSettings, read_settings
 METRICS = "metrics.jsonl"
 MAX_NUMBER = 1e15  # beyond it nothing of ours measures anything, and no axis is readable
 MAX_LABELS = 400
+DEFAULT_RUNS = (Path("runs/supernet"), Path("runs/scratch"))
+DEFAULT_SEARCH = Path("runs/search")  # of `search run`; NNI keeps its own elsewhere
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,13 @@ class TrainingRun:
         )
         if min(num_train, held_out, epochs) < 0 or batch_size < 1:
             return None
-        return epochs * ((num_train - held_out) // batch_size)
+        return epochs * max((num_train - held_out) // batch_size, 1)  # as `spos.data.schedule`
 
     @property
     def is_finished(self) -> bool:
-        """Whether the recipe was carried out."""
-        return bool(self.num_planned) and self.num_steps >= (self.num_planned or 0)
+        """Whether the recipe was carried out; also one without a step, once it was measured."""
+        planned = self.num_planned
+        return bool(self.curves) and planned is not None and self.num_steps >= planned
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,16 @@ class Sources:
     def of_stage(self, stage: str) -> list[TrainingRun]:
         """The training runs of a stage."""
         return [run for run in self.runs if run.stage == stage]
+
+
+def default_targets(experiments_dir: Path | None = None) -> list[str]:
+    """What the commands write unless told otherwise: two runs, and of the searches the latest."""
+    runs = [path for path in DEFAULT_RUNS if path.is_dir()]
+    journals = [each.folder / "log" / JOURNAL for each in list_searches(experiments_dir)]
+    if (DEFAULT_SEARCH / JOURNAL).exists():
+        journals.append(DEFAULT_SEARCH / JOURNAL)
+    latest = sorted(journals, key=lambda path: path.stat().st_mtime)[-1:]
+    return [str(path) for path in (*runs, *(journal.parent for journal in latest))]
 
 
 def collect(targets: Sequence[str], *, experiments_dir: Path | None = None) -> Sources:

@@ -61,10 +61,10 @@ def training_tiles(run: TrainingRun) -> list[Tile]:
 def describe_state(run: TrainingRun) -> tuple[str, str]:
     """How far a run is, as text and as a class of the page's style."""
     title = _TITLES[run.stage]
-    if not run.num_steps:
-        return f"{title}: nothing recorded yet", "missing"
     if run.is_finished:
         return f"{title}: finished, {run.num_steps:,} steps", "done"
+    if not run.num_steps:
+        return f"{title}: nothing recorded yet", "missing"
     planned = f" of {run.num_planned:,}" if run.num_planned else ""
     return f"{title}: step {run.num_steps:,}{planned}", "partial"
 

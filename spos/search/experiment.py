@@ -36,12 +36,14 @@ class Changes:
         class_args: arguments of the tuner.
         concurrency: ``trialConcurrency``.
         trial_command: ``trialCommand``.
+        trial_flags: added to ``trialCommand``; of a flag given twice the later one counts.
         experiments_dir: ``experimentWorkingDirectory``.
     """
 
     class_args: Mapping[str, Any] = field(default_factory=dict)
     concurrency: int | None = None
     trial_command: str | None = None
+    trial_flags: tuple[str, ...] = ()
     experiments_dir: Path | None = None
 
 
@@ -121,6 +123,8 @@ def _apply(config: Any, changes: Changes) -> None:
         config.trial_concurrency = changes.concurrency
     if changes.trial_command is not None:
         config.trial_command = changes.trial_command
+    if changes.trial_flags and config.trial_command:
+        config.trial_command = f"{config.trial_command} {shlex.join(changes.trial_flags)}"
     if changes.experiments_dir is not None:
         config.experiment_working_directory = str(changes.experiments_dir.resolve())
     if changes.class_args and config.tuner is not None:

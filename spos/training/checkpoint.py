@@ -144,15 +144,31 @@ def load_tensors(path: Path | str) -> Any:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file") from None
     except UnpicklingError as problem:
-        blocked = re.findall(r"GLOBAL (\S+)", str(problem)) or [str(problem).splitlines()[0]]
+        raise _no_weights(path, problem) from None
+    except Exception as problem:  # damaged bytes make torch's reader fail in a dozen ways
+        reason = str(problem).partition(" In PyTorch")[0]  # there its advice begins: see below
         raise CheckpointError(
+            f"{path}: is damaged or not a checkpoint ({type(problem).__name__}: {reason})"
+        ) from None
+
+
+def _no_weights(path: Path | str, problem: UnpicklingError) -> CheckpointError:
+    """Why a file was not loaded; never torch's own words, which advise to run what is in it."""
+    with open(path, "rb") as file:
+        is_json = file.read(1) == b"{"
+    if is_json:
+        return CheckpointError(
+            f"{path}: is no weight file but JSON, as files of architectures and searches are; give "
+            "a checkpoint, a .safetensors file or a saved state_dict"
+        )
+    if blocked := re.findall(r"GLOBAL (\S+)", str(problem)):
+        return CheckpointError(
             f"{path}: is not a plain weight file, so it was not loaded (blocked: "
             f"{', '.join(blocked)}); save its state_dict alone and give that"
-        ) from None
-    except Exception as problem:  # damaged bytes make torch's reader fail in a dozen ways
-        raise CheckpointError(
-            f"{path}: is damaged or not a checkpoint ({type(problem).__name__}: {problem})"
-        ) from None
+        )
+    return CheckpointError(
+        f"{path}: is no weight file; give a checkpoint, a .safetensors file or a saved state_dict"
+    )
 
 
 def load_weights_into(

@@ -27,7 +27,7 @@ from spos.data.schedule import Schedule, count_batches
 from spos.data.split import Split, apply_split, load_split, make_split
 from spos.errors import ConfigError, DataError
 from spos.training.parallel import rank, world_size
-from spos.training.recipe import PRESETS, Preset, Recipe
+from spos.training.recipe import CPU_PHOTOGRAPHS, PRESETS, Preset, Recipe
 
 IMAGENET_DIR = Path("data/imagenet")
 DIGITS_DIR = Path("data/digits")
@@ -66,8 +66,11 @@ class Inputs:
 
     @property
     def preset(self) -> Preset:
-        """What suits this kind of data."""
-        return PRESETS[self.kind]
+        """What suits this kind of data, and the device."""
+        preset = PRESETS[self.kind]
+        if self.kind == "imagenet" and self.device.type == "cpu":
+            return preset.with_batch_size(CPU_PHOTOGRAPHS)
+        return preset
 
     def config(self) -> dict[str, Any]:
         """The part of a run's configuration that this is (see `RunSettings`)."""
@@ -201,7 +204,10 @@ def open_split(data: DataFolder, data_dir: Path, *, per_class: int) -> Split:
     if path.exists():
         split = load_split(path)
     else:
-        split = make_split(data.train, per_class=per_class)
+        try:
+            split = make_split(data.train, per_class=per_class)
+        except DataError as problem:
+            raise DataError(f"--held-out-per-class {per_class}: {problem}") from None
     apply_split(data.train, split)  # refuse one of other data now
     return split
 
@@ -221,8 +227,8 @@ def fit_recipe(recipe: Recipe, args: argparse.Namespace, names: tuple[str, ...])
         ConfigError: naming the flag that is out of range.
     """
     changes = {name: getattr(args, name) for name in names}
-    if args.lr is None and args.batch_size:
-        changes["lr"] = recipe.lr * args.batch_size / recipe.batch_size
+    if args.batch_size:
+        recipe = recipe.with_batch_size(args.batch_size)
     if args.warmup_epochs is None:
         epochs = recipe.epochs if args.epochs is None else args.epochs
         changes["warmup_epochs"] = min(recipe.warmup_epochs, epochs / 10)

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from spos.data.loader import Loader
 from spos.data.preprocessing import Preprocessing
@@ -116,13 +117,6 @@ class Training:
             try:
                 while self.step < self.total_steps:
                     self._train_epoch(stop, status)
-            except torch.OutOfMemoryError as problem:
-                raise TrainingError(
-                    f"{self.device} has not enough memory for a batch of {self.recipe.batch_size} "
-                    f"images on {parallel.world_size()} processes "
-                    f"({str(problem).partition(chr(10))[0]}); try "
-                    f"--batch-size {max(1, self.recipe.batch_size // 2)} or --amp bf16"
-                ) from None
             finally:
                 status.close()
         if self.total_steps == 0:
@@ -137,7 +131,12 @@ class Training:
         waiting = time.perf_counter()
         for images, labels in self.loader.epoch(epoch, start):
             waited = time.perf_counter() - waiting
-            self.train_step(images, labels)
+            try:
+                self.train_step(images, labels)
+            except RuntimeError as problem:
+                if not _is_out_of_memory(problem):
+                    raise
+                raise self._not_enough_memory(problem, image_size=images.shape[-1]) from None
             waiting = time.perf_counter()
             self._meter.count(len(labels) * parallel.world_size(), waited)
             status.update(self.step, self._meter.text)
@@ -147,12 +146,12 @@ class Training:
                 self._save()
                 self._leave()
             if is_end or self.step % STEPS_BETWEEN_AGREEMENTS == 0:
-                self._meter.refresh()
+                self._meter.refresh(lr=self._lr())
         self._finish_epoch(epoch + 1, is_stopping)
 
     def _finish_epoch(self, epoch: int, is_stopping: bool) -> None:
         """Record, validate and save what is due after ``epoch`` epochs."""
-        self._check_finite(self._meter.loss_sum(wait=True))
+        self._check_state()
         self.run.record(self.step, {**self._meter.finish_epoch(), "train/lr": self._lr()})
         is_last = epoch == self.recipe.epochs
         if self.shrinking:
@@ -229,7 +228,10 @@ class Training:
         before = self._scaler.get_scale()
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._skipped = self._skipped + 1 if self._scaler.get_scale() < before else 0
+        is_skipped = self._scaler.get_scale() < before
+        self._skipped = self._skipped + 1 if is_skipped else 0
+        if is_skipped:
+            _mend_statistics(self.network)
         if self._skipped >= MAX_SKIPPED_UPDATES:
             raise TrainingError(
                 f"{MAX_SKIPPED_UPDATES} updates in a row had gradients that are not finite "
@@ -237,14 +239,36 @@ class Training:
                 "--amp bf16"
             )
 
+    def _check_state(self) -> None:
+        """Refuse to go on from, or to save, weights that nothing can be trained from.
+
+        A gradient that overflows spoils the weights under a finite loss; only the next loss shows
+        it, and after the last step before a checkpoint there is none.
+        """
+        self._check_finite(self._meter.loss_sum(wait=True))
+        if not nn.utils.get_total_norm(self._parameters, math.inf).isfinite():
+            raise self._not_finite("weights are")
+
     def _check_finite(self, loss: float) -> None:
         if self._scaler.is_enabled():
             return  # fp16 skips such a step and lowers its scale; `_update` counts how often
         if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss is not finite at step {self.step}; the last checkpoint in "
-                f"{self.run.checkpoints} is from before; lower --lr, or set --clip-norm 5"
-            )
+            raise self._not_finite("loss is")
+
+    def _not_finite(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"the {what} not finite at step {self.step}; the last checkpoint in "
+            f"{self.run.checkpoints} is from before; lower --lr, or set --clip-norm 5"
+        )
+
+    def _not_enough_memory(self, problem: RuntimeError, *, image_size: int) -> TrainingError:
+        return TrainingError(
+            f"{self.device} has not enough memory for a batch of {self.recipe.batch_size} images "
+            f"of {image_size} pixels on {parallel.world_size()} processes "
+            f"({str(problem).partition(chr(10))[0]}); try "
+            f"--batch-size {max(1, self.recipe.batch_size // 2)}, a smaller --image-size or "
+            "--amp bf16"
+        )
 
     def _lr(self) -> float:
         return self.recipe.lr_at(self.step, len(self.loader))
@@ -260,7 +284,7 @@ class Training:
         return metrics
 
     def _save(self) -> None:
-        self._check_finite(self._meter.loss_sum(wait=True))
+        self._check_state()
         parallel.average_buffers(self.network)
         if not self.run.is_writer:
             return
@@ -320,6 +344,23 @@ def _stop_requests():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _is_out_of_memory(problem: RuntimeError) -> bool:
+    """Whether an allocation failed; for that of a CPU torch has no type of its own."""
+    return isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem)
+
+
+def _mend_statistics(network: nn.Module) -> None:
+    """Begin the running statistics anew that a batch has made infinite or NaN.
+
+    They are moving averages, so that no later batch would mend them.
+    """
+    for module in network.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            assert module.running_var is not None
+            if not (module.running_mean + module.running_var).isfinite().all():
+                module.reset_running_stats()
 
 
 def _seed_dropout(seed: int, step: int, device: torch.device) -> None:

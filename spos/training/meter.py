@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 
+import psutil
 import torch
 
 
@@ -74,13 +75,14 @@ class Meter:
         """
         return self._read(wait=wait)[0]
 
-    def refresh(self) -> None:
+    def refresh(self, *, lr: float) -> None:
         """Bring the status text up to date, of a GPU but for the last few steps."""
         values = self._figures(wait=False)
         self.text = (
             f"loss {values['train/loss']:.3f}  top-1 {values['train/top1']:.3f}  "
             f"{values['train/images_per_second']:.0f} images/s  "
-            f"data wait {values['train/data_wait']:.0%}"
+            f"data wait {values['train/data_wait']:.0%}  lr {lr:.3g}  "
+            f"memory {_used_memory(self._device) / 2**30:.1f} GiB"
         )
 
     def finish_epoch(self) -> dict[str, float]:
@@ -109,3 +111,10 @@ class Meter:
             "train/images_per_second": self._images / elapsed,
             "train/data_wait": self._waited / elapsed,
         }
+
+
+def _used_memory(device: torch.device) -> int:
+    """Bytes: of a GPU the most that were in use so far, else what this process takes now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss

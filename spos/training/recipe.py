@@ -78,6 +78,11 @@ class Recipe:
             self, **{name: value for name, value in changes.items() if value is not None}
         )
 
+    def with_batch_size(self, batch_size: int) -> Recipe:
+        """This recipe for another batch size, which the learning rate follows."""
+        lr = self.lr * batch_size / self.batch_size
+        return dataclasses.replace(self, batch_size=batch_size, lr=lr)
+
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
         """Learning rate of step ``step``, the first being 0."""
         total = self.epochs * steps_per_epoch
@@ -100,6 +105,13 @@ class Preset:
     image_size: int | None  # None: the size of the images themselves
     held_out_per_class: int
     calibration_images: int
+
+    def with_batch_size(self, batch_size: int) -> Preset:
+        """The same with another batch size in both stages."""
+        supernet, scratch = (
+            each.with_batch_size(batch_size) for each in (self.supernet, self.scratch)
+        )
+        return dataclasses.replace(self, supernet=supernet, scratch=scratch)
 
 
 # The paper's settings hold for ImageNet (Guo et al. 2020, sec. 4.1; the official code): batch 1024,
@@ -131,6 +143,8 @@ PRESETS: dict[str, Preset] = {
         calibration_images=512,
     ),
 }
+
+CPU_PHOTOGRAPHS = 64  # of a batch: each takes 55 MB in training, so that 1,024 would take 56 GB
 
 
 def decay_groups(parameters: Iterable[torch.nn.Parameter], weight_decay: float) -> list[dict]:

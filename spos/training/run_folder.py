@@ -238,7 +238,7 @@ def _environment() -> dict[str, Any]:
         "command": sys.argv,
         "python": platform.python_version(),
         "versions": versions,
-        "commit": _commit(),
+        "commit": code_version(),
         "devices": [
             torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())
         ],
@@ -246,7 +246,8 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
+def code_version() -> str | None:
+    """The commit of this code, as ``git describe`` names it; None outside of a repository."""
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty"],

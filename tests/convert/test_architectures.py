@@ -23,6 +23,7 @@ from spos.convert.zoo import ANGLENAS_NAMES, CHANNEL_SCALES, ZOO, zoo_architectu
 from spos.errors import ArchitectureError, SposError
 
 EXAMPLES = int(os.environ.get("SPOS_EXAMPLES", "300"))
+NUM_RANDOM = EXAMPLES // 3  # of each format and space; a thousand with SPOS_EXAMPLES=3000
 
 PLAIN = default_spec("shufflenetv2")
 WIDE = default_spec("shufflenetv2", channel_scales=list(CHANNEL_SCALES))
@@ -179,7 +180,7 @@ assert WRITABLE.keys() == ARCHITECTURE_FORMATS.keys()
     ("format", "spec"), [(format, spec) for format, specs in WRITABLE.items() for spec in specs]
 )
 def test_what_is_written_is_read_again(format, spec):
-    for seed in range(3):
+    for seed in range(NUM_RANDOM):
         arch = random_architecture(spec, seed)
         text = write_architecture(arch, format)
         assert recognize_text(text, spec).arch == arch

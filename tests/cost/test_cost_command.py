@@ -56,8 +56,9 @@ def test_layers_and_total_are_printed(run, request):
     lines = [line.split() for line in text.splitlines()]
     assert lines[0] == ["layer", "macs", "params"]
     assert lines[1] == ["first_conv.0", "5,419,008", "432"]
-    assert lines[-1] == ["total", "322,918,720", "3,558,464"]
-    assert len(lines) == 1 + 82 + 82 + 1 + 1  # convolutions, BatchNorms, classifier; two ends
+    assert lines[-2] == ["total", "322,918,720", "3,558,464"]
+    assert text.endswith("\nmacs: multiply-adds of convolutions and linear layers\n")
+    assert len(lines) == 1 + 82 + 82 + 1 + 2  # convolutions, BatchNorms, classifier; two ends
 
 
 def test_json_is_one_object_with_the_same_figures(run, request):

@@ -1,6 +1,7 @@
 """Subnets of any space with weights that look trained."""
 
 import random
+from typing import Any
 
 import torch
 from tiny_space import TINY
@@ -35,9 +36,15 @@ def trained_like(network: torch.nn.Module, image_size: int) -> torch.nn.Module:
     return network
 
 
-def random_subnet(space: str, side: int = 32, **options) -> torch.nn.Module:
-    """A random architecture of a space, its statistics those of images of ``side`` pixels."""
+def random_subnet(space: str, side: int = 32, **options) -> Any:
+    """A random architecture of a space, its statistics those of images of ``side`` pixels.
+
+    It has its architecture as ``arch``, as the networks of `spos.load_subnet` have.
+    """
     spec = space_spec(space, options={"num_classes": 10, "image_size": side, **options})
     draw = random.Random(3)
     choices = {label: draw.choice(candidates) for label, candidates in spec.choices.items()}
-    return trained_like(build_subnet(spec.architecture(choices)), side)
+    arch = spec.architecture(choices)
+    network: Any = trained_like(build_subnet(arch), side)
+    network.arch = arch
+    return network

@@ -5,6 +5,7 @@ import html
 import json
 import os
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -232,6 +233,49 @@ def test_command_reports_what_the_default_commands_wrote(tmp_path, monkeypatch, 
     assert "Ab3dE6gH" in (tmp_path / "runs" / "report" / "index.html").read_text()
     assert main(["report", "runs/scratch", "--output-dir", "one"]) == 0
     assert len(list((tmp_path / "one").iterdir())) == 3
+
+
+def test_command_reports_the_search_that_ran_without_nni(tmp_path, monkeypatch, home):
+    older = write_experiment(home / "nni-experiments" / "Ab3dE6gH", rounds=1)
+    os.utime(older / "log" / "search.jsonl", (1e9, 1e9))
+    (tmp_path / "runs").mkdir()
+    shutil.move(write_experiment(tmp_path / "x", rounds=2) / "log", tmp_path / "runs" / "search")
+    monkeypatch.chdir(tmp_path)
+    assert main(["report"]) == 0
+    page = (tmp_path / "runs" / "report" / "index.html").read_text()
+    assert "12 candidates" in text_of(page) and "Ab3dE6gH" not in page
+
+
+@pytest.mark.parametrize("targets", [["demo"], ["demo/supernet", "demo/search", "demo/scratch"]])
+def test_summary_is_of_the_folder_that_it_is_given(tmp_path, monkeypatch, capsys, targets):
+    write_all(tmp_path / "demo")
+    monkeypatch.chdir(tmp_path)
+    assert main(["summary", *targets]) == 0
+    lines = [line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    rows = {line[0].strip(): line[1] for line in lines if len(line) == 2}
+    assert rows["candidates"] == "17" and rows["experiment"] == "Ab3dE6gH"
+    assert main(["summary", *targets, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["scratch"]["test top-1"] == 0.875
+    best = summary["search"]["top-1 of the best candidate"]
+    assert summary["search"]["top-1 of the median candidate"] < best
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: write_scratch(folder / "two"), r"one run of scratch.py, found .*two"),
+        (lambda folder: shutil.rmtree(folder / "search"), "one search, found none; name a superne"),
+        (lambda folder: (folder / "scratch" / "metrics.jsonl").unlink(), "has no test/top1 yet"),
+        (lambda folder: shutil.rmtree(folder), "nothing to report"),
+    ],
+)
+def test_summary_of_less_or_more_than_three_stages_says_so(tmp_path, monkeypatch, change, message):
+    change(write_all(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    targets = ["runs"] if (tmp_path / "runs").exists() else []
+    with pytest.raises(ConfigError, match=message):
+        main(["summary", *targets])
 
 
 def test_command_without_anything_to_report_says_so(tmp_path, monkeypatch):

@@ -4,12 +4,20 @@ import json
 import os
 
 import pytest
-from small_runs import LIMIT, write_experiment, write_scratch, write_state, write_supernet
+from small_runs import (
+    LIMIT,
+    record,
+    write_experiment,
+    write_scratch,
+    write_state,
+    write_supernet,
+)
 
 from spos.cost.table import Constraint
 from spos.errors import SearchError
 from spos.files import write_json
 from spos.report.sources import collect, read_run, read_search
+from spos.report.training_sections import describe_state
 
 
 def test_folder_of_stages_is_read_whole(demo):
@@ -143,6 +151,18 @@ def test_entries_that_no_search_wrote_are_left_out_and_told(tmp_path, change):
 )
 def test_length_of_a_run_is_unknown_where_settings_are_not_ours(tmp_path, config):
     assert read_run(write_supernet(tmp_path / "run", **config)).num_planned is None
+
+
+@pytest.mark.parametrize(
+    "config, planned", [({"batch_size": 100}, 4), ({"batch_size": 100, "epochs": 0}, 0)]
+)
+def test_run_of_less_than_a_batch_or_an_epoch_is_finished(tmp_path, config, planned):
+    run = write_supernet(tmp_path / "run", steps=0, **config)
+    assert not read_run(run).is_finished
+    record(run, planned, {"val/top1": 0.5})
+    found = read_run(run)
+    assert (found.num_planned, found.is_finished) == (planned, True)
+    assert describe_state(found)[1] == "done"
 
 
 def test_run_in_the_middle_is_not_finished(tmp_path):

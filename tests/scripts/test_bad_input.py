@@ -164,7 +164,8 @@ CASES = {
         "scratch", ("data/val", "only in training: class_1"), change=remove("data/val/class_1")
     ),
     "too few images to hold out": Case(
-        "supernet", ("data/train", "cannot hold out 8"), ("--held-out-per-class", 8)
+        "supernet", ("--held-out-per-class 8: data/train: cannot hold out 8",),
+        ("--held-out-per-class", 8),
     ),
     "cut JPEG among the training images": Case(
         "supernet", ("data/train/class_2/0", ".jpg", "cannot be decoded"),
@@ -248,6 +249,14 @@ CASES = {
     ),
     "options that are no JSON": Case("supernet", ("--space-options",), ("--space-options", "{")),
     # checkpoints
+    "architecture in place of weights": Case(
+        "supernet", ("arch.json: is no weight file but JSON", "architectures"),
+        ("--weights", "arch.json"),
+    ),
+    "text in place of weights": Case(
+        "supernet", ("notes.txt: is no weight file; give a checkpoint",),
+        ("--weights", "notes.txt"), change=write("notes.txt", "# weights"),
+    ),
     "checkpoint of other options": Case(
         "tester", ("step_00000018.pt", "other settings", "args.json"), ("--arch", "arch.json"),
         change=edit_settings(options={"image_size": 8, "num_classes": 4}), run="supernet",

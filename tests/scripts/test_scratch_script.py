@@ -1,24 +1,32 @@
 """scratch.py: the weights that it writes are the network that it measured."""
 
+import copy
 import json
 import random
+import runpy
 import signal
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from forked import Script, run_script, wait_until
+from forked import ROOT, Script, run_ranks, run_script, wait_until
 from run_contents import assert_identical, read_run
-from tiny_space import TINY
+from tiny_space import TINY, TinySpace
 
 import spos
 from spos.architecture import Architecture, parse_architecture
 from spos.cost.counting import count_macs, count_params
-from spos.data.folder import scan_folder
+from spos.data.folder import scan_folder, select_images
 from spos.data.loader import build_loader
+from spos.errors import CheckpointError
 from spos.evaluation.accuracy import measure_accuracy
 from spos.evaluation.evaluator import ImageBatches
 from spos.files import read_json
+from spos.spaces import SPACES
+from spos.subnet import save_subnet
+from spos.training import parallel
 
 LONG = ("--epochs", 24, "--val-every", 6)
 
@@ -46,12 +54,47 @@ def test_written_weights_score_what_was_reported(trained, tiny_spaces, one_threa
     assert found.num_images == 15
 
 
+def check_saved(folder: Path, change: float) -> str:
+    """What `check_best` says of a network that knows one class, saved with ``change`` in that."""
+    SPACES[TINY] = TinySpace
+    network: Any = spos.load_subnet(folder / "scratch" / "best.safetensors")
+    network.classifier.bias.data[0] += 100
+    images = scan_folder(folder / "data" / "val")
+    loader = build_loader(
+        select_images(images, range(3)), image_size=8, batch_size=1,
+        augmentation="none", shuffle=False, rank=parallel.rank(), world_size=parallel.world_size(),
+    )  # fmt: skip
+    cpu = torch.device("cpu")
+    test = ImageBatches(loader, preprocessing=network.preprocessing, device=cpu)
+    accuracy = measure_accuracy(network, test, cpu)
+    saved = copy.deepcopy(network)
+    saved.classifier.bias.data[0] += change
+    path = folder / "saved.safetensors"
+    if parallel.rank() == 0:
+        save_subnet(path, saved, network.arch, preprocessing="standard")
+    try:
+        runpy.run_path(str(ROOT / "scratch.py"))["check_best"](path, network, test, cpu, accuracy)
+    except CheckpointError as problem:
+        return str(problem)
+    return "passed"
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_file_that_scores_otherwise_ends_with_an_error(workspace, world_size):
+    for change, said in ((0, "passed"), (-200, "scores 0.0000 after loading, 1.0000 before")):
+        ranks = run_ranks(check_saved, workspace.folder, change, world_size=world_size)
+        assert all(said in each for each in ranks), ranks
+
+
 def test_written_metadata_describe_the_network(trained, tiny_spaces):
     from safetensors import safe_open
 
     path = trained.folder / "scratch" / "best.safetensors"
     with safe_open(path, framework="pt") as file:
-        arch = parse_architecture(file.metadata()["architecture"])
+        metadata = file.metadata()
+    arch = parse_architecture(metadata["architecture"])
+    settings = read_json(trained.folder / "scratch" / "args.json")
+    assert metadata.get("commit") == settings["environment"]["commit"]
     assert dict(arch.choices) == {"layer_1": "k3", "layer_2": "k5", "layer_3": "k1"}
     assert dict(arch.options) == {"image_size": 8, "num_classes": 3}
     network = spos.load_subnet(path)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from forked import PATIENCE, ROOT, Script, run_script, wait_until
 from run_contents import assert_identical, read_run
+from tiny_space import TINY
 
 from spos.cost.table import CostTable
 from spos.data.folder import scan_folder
@@ -76,6 +77,8 @@ def test_repeated_command_of_a_finished_run_changes_nothing(workspace):
     finished = workspace.supernet()
     assert finished.status == 0, finished.stderr
     assert "continuing supernet after step 18 of 18" in finished.stderr
+    search = f"python -m spos search start --run-dir supernet --space {TINY}"
+    assert finished.stderr.endswith(f"done: supernet; next: {search}\n")
     assert {name: (run / name).read_bytes() for name in kept} == before
 
 

@@ -91,6 +91,7 @@ def test_result_holds_accuracy_cost_and_architecture(trained, scores):
         assert result["params"] == table.cost(result["arch"], "params")
         assert 0 <= result["top1"] <= result["top5"] == 1
         assert result["loss"] > 0
+        assert 0 <= result["top1_uncalibrated"] <= 1
     assert len({result["loss"] for result in scores.values()}) == 3
 
 
@@ -113,8 +114,8 @@ def test_figures_are_printed_for_people(trained, scores):
     assert finished.status == 0, finished.stderr
     lines = finished.stdout.splitlines()
     assert lines[0] == name
-    assert f"top1     {scores[name]['top1']:.4f}" in lines[1]
-    assert f"macs     {scores[name]['macs']:,}" in finished.stdout
+    assert f"top1              {scores[name]['top1']:.4f}" in lines[1]
+    assert f"macs              {scores[name]['macs']:,}" in finished.stdout
 
 
 def test_evaluation_leaves_the_run_as_it_was(workspace):

@@ -84,6 +84,14 @@ def test_flags_change_the_file(folder):
     assert prepared.config["tuner"]["classArgs"]["constraints"] == {"macs": "5K"}
 
 
+def test_flags_of_trials_follow_the_command_of_the_file_or_the_flag(folder):
+    for command in (None, "exec python toy_trial.py --fail never"):
+        changes = Changes(trial_command=command, trial_flags=("--folder=a b", "--fail=never"))
+        prepared = prepare_experiment(write(folder, toy_config()), changes)
+        said = (command or "exec python toy_trial.py").replace("python", sys.executable)
+        assert prepared.config["trialCommand"] == f"{said} '--folder=a b' --fail=never"
+
+
 def test_stale_files_are_replaced(folder):
     (folder / "space.json").write_text("{}")
     (folder / "cost.json").write_text("{}")

@@ -44,6 +44,18 @@ def test_size_of_the_images_decides(tmp_path, side, kind, size):
     assert found.preprocessing.name == "standard"
 
 
+@pytest.mark.parametrize("device, side, batch, lr", [
+    ("cpu", 120, 64, 0.03125), ("cuda", 120, 1024, 0.5), ("cpu", 32, 128, 0.1),
+])  # fmt: skip
+def test_batch_of_photographs_fits_the_memory_of_a_cpu(tmp_path, device, side, batch, lr):
+    folder = write_data(tmp_path, train=3, test=1, size=side)
+    preset = open_with(
+        "--data-dir", folder, "--loader", "torchvision", device=torch.device(device)
+    ).preset
+    for recipe in (preset.supernet, preset.scratch):
+        assert (recipe.batch_size, recipe.lr) == (batch, lr)
+
+
 def test_digits_are_known_wherever_they_lie(digits):
     found = open_with("--data-dir", digits)
     assert (found.kind, found.augmentation) == ("digits", "crop")

@@ -318,13 +318,20 @@ def test_second_signal_acts_as_before(tmp_path, images):
 # --- not enough memory ---------------------------------------------------------------------------
 
 
-def test_batch_that_memory_cannot_hold_is_named_with_what_to_do(tmp_path, images):
-    def exhaust(step: int) -> None:
-        if step == 8:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+def ask_cuda() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1125899906842624 B.\nmore")
 
-    with pytest.raises(TrainingError, match=r"batch of 6 images .*2 GiB.*--batch-size 3 "):
-        fit(tmp_path, images, before=exhaust)
+
+def ask_cpu() -> None:
+    torch.empty(2**50, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("ask", [ask_cuda, ask_cpu])
+def test_batch_that_memory_cannot_hold_is_named_with_what_to_do(tmp_path, images, ask):
+    with pytest.raises(
+        TrainingError, match=r"batch of 6 images of 8 pixels .*allocate 1125.*--batch-size 3, "
+    ):
+        fit(tmp_path, images, before=lambda step: ask() if step == 8 else None)
     assert latest_checkpoint(tmp_path / "checkpoints")[0] == 6
 
 
@@ -363,6 +370,11 @@ def test_idle_candidates_stand_still(tmp_path, images, amp):
 # --- not finite --------------------------------------------------------------------------------
 
 
+def is_finite(state: dict[str, Any]) -> bool:
+    """Whether all weights and running statistics of a checkpoint are."""
+    return all(bool(tensor.isfinite().all()) for tensor in state["network"].values())
+
+
 @pytest.mark.parametrize("value", [math.inf, math.nan])
 @pytest.mark.parametrize("step", [0, 5, 8, 17])
 def test_run_stops_before_weights_are_spoiled(tmp_path, images, step, value):
@@ -382,9 +394,25 @@ def test_run_stops_before_weights_are_spoiled(tmp_path, images, step, value):
     training.run.close()
     found = latest_checkpoint(tmp_path / "checkpoints")
     assert (found[0] if found else 0) == step // STEPS_PER_EPOCH * STEPS_PER_EPOCH
-    if found:
-        weights = load_checkpoint(found[1])["network"].values()
-        assert all(bool(tensor.isfinite().all()) for tensor in weights)
+    assert not found or is_finite(load_checkpoint(found[1]))
+
+
+@pytest.mark.parametrize("step, stop", [(11, None), (8, send(signal.SIGTERM, at=8))])
+def test_weights_that_a_gradient_spoiled_are_not_saved(tmp_path, images, step, stop):
+    """Under a finite loss, in the last step of an epoch or the one that a signal saves after."""
+
+    def spoil(gradient):
+        return torch.full_like(gradient, math.inf) if training.step == step else gradient
+
+    training = make_training(tmp_path, images, before=stop)
+    list(training.network.parameters())[-1].register_hook(spoil)
+    with pytest.raises(TrainingError, match=f"weights are not finite at step {step + 1}; .*--lr"):
+        training.fit()
+    training.run.close()
+    found = latest_checkpoint(tmp_path / "checkpoints")
+    assert found and found[0] == 6
+    assert is_finite(load_checkpoint(found[1]))
+    assert fit(tmp_path, images).state["step"] == TOTAL  # the command repeated
 
 
 @pytest.mark.parametrize("row", [MAX_SKIPPED_UPDATES - 1, MAX_SKIPPED_UPDATES])
@@ -395,7 +423,8 @@ def test_fp16_skips_updates_but_not_for_ever(tmp_path, images, row):
     training = make_training(tmp_path, images, spoil=spoil, amp="fp16", epochs=5, scratch=True)
     if row < MAX_SKIPPED_UPDATES:
         training.fit()
-        assert all(bool(p.isfinite().all()) for p in training.network.parameters())
+        # Parameters and running statistics, which the forward pass of a skipped update has spoiled.
+        assert is_finite(read_run(tmp_path).state)
     else:
         with pytest.raises(TrainingError, match="20 updates in a row.*step 23.*bf16"):
             training.fit()

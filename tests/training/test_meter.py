@@ -1,6 +1,7 @@
 """Figures of an epoch: right sums, no loss that was not finite forgotten, no GPU waited for."""
 
 import math
+import re
 import time
 
 import pytest
@@ -34,6 +35,17 @@ def test_rate_leaves_out_what_comes_between_epochs(monkeypatch):
     meter.count(64, 0.5)
     values = meter.finish_epoch()
     assert (values["train/images_per_second"], values["train/data_wait"]) == (32.0, 0.25)
+
+
+def test_status_says_how_it_goes():
+    meter = Meter(CPU)
+    meter.add(torch.tensor(0.5), torch.eye(2), torch.tensor([0, 0]))
+    meter.count(2, 0.0)
+    meter.refresh(lr=0.03125)
+    assert re.fullmatch(
+        r"loss 0\.500  top-1 0\.500  \d+ images/s  data wait 0%  lr 0\.0312  memory \d+\.\d GiB",
+        meter.text,
+    )
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

@@ -23,7 +23,7 @@ from spos.training.samplers.uniform import CostUniformSampler, FairSampler, Unif
 
 BOX_OF_MACS = (Constraint("macs", 40, 120),)
 ROOT = Path(__file__).resolve().parents[2]
-DRAWS = 7_000
+DRAWS = 10_000
 
 # Quantiles of the chi-square distribution at 0.999, by degrees of freedom.
 CHI_SQUARE = {2: 13.8, 3: 16.3, 6: 22.5, 7: 24.3}
@@ -206,6 +206,15 @@ def width_table() -> CostTable:
         Term(("channel_2",), {"macs": (20, 3, 41), "params": (2, 1, 3)}),
     ]
     return CostTable(SearchSpec("toy", {}, WIDTHS), {"macs": 10, "params": 5}, terms)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RANGES)
+def test_no_path_of_ten_thousand_leaves_the_box(shufflenet, name):
+    sampler = build_sampler(name, shufflenet, seed=7, ranges=BOX, steps_per_epoch=112)
+    for step in range(10_000):
+        path = sampler.sample(step)
+        assert all(each.allows(shufflenet, path) for each in BOX)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
