@@ -32,6 +32,7 @@ from spos.files import (
 )
 
 FORMAT_VERSION = 1
+PREPARED = ("cost.json",)  # may be there before the run: costs measured for its paths
 PACKAGES = ("spos", "torch", "torchvision", "nni", "numpy", "nvidia-dali-cuda130")
 
 
@@ -156,8 +157,9 @@ class RunFolder:
 
 
 def _has_files(path: Path) -> bool:
-    """Whether a folder holds more than hidden files, such as what a kill left of our first one."""
-    return any(not each.name.startswith(".") for each in path.iterdir())
+    """Whether a folder holds more than `PREPARED` and hidden files, such as a kill's leavings."""
+    names = (each.name for each in path.iterdir())
+    return any(not name.startswith(".") and name not in PREPARED for name in names)
 
 
 def _identity(entry: Mapping[str, Any]) -> tuple:

@@ -52,7 +52,7 @@ def build_sampler(
         ConfigError: if these do not go together.
         ConstraintError: if the ranges cannot be met.
     """
-    _check_ranges(name, ranges)
+    _check_ranges(name, ranges, table)
     if name == "macs-uniform" and not ranges:
         ranges = _published_ranges(table)
     build = functools.partial(_build, name, steps_per_epoch)
@@ -70,7 +70,8 @@ def build_recorded_sampler(
         ConfigError: naming ``source`` if the settings do not say how paths were sampled.
         ConstraintError: if the ranges cannot be met with this table.
     """
-    keys = "sampler", "seed", "path_range", "channel_warmup", "num_train", "held_out", "batch_size"
+    keys = ("sampler", "seed", "path_range", "channel_warmup", "num_train", "held_out",
+            "batch_size", "measured_costs")  # fmt: skip
     given: dict[str, Any] = {key: config.get(key) for key in keys}
     numbers = [given[key] for key in ("seed", "num_train", "held_out", "batch_size")]
     texts = given["path_range"]
@@ -81,6 +82,7 @@ def build_recorded_sampler(
         or not (texts is None or isinstance(texts, list))
         or not all(isinstance(each, str) for each in texts or ())
         or not (given["channel_warmup"] is None or isinstance(given["channel_warmup"], str))
+        or not isinstance(given["measured_costs"] or {}, dict)
     ):
         found = ", ".join(f"{key} {value!r}" for key, value in given.items())
         raise ConfigError(f"{source}: does not say how paths were sampled ({found})")
@@ -89,6 +91,12 @@ def build_recorded_sampler(
             f"{source}: the space was shrunk in training, so its cost table no longer says how "
             "paths were sampled"
         )
+    for metric, digest in (given["measured_costs"] or {}).items():
+        if metric in table.metrics and table.digest(metric) != digest:
+            raise ConfigError(
+                f"{source}: {metric} was measured again since the training, so its cost table "
+                "no longer says how paths were sampled"
+            )
     images = given["num_train"] - given["held_out"]
     steps_per_epoch = max(1, images // given["batch_size"])
     sampler = build_sampler(
@@ -133,8 +141,15 @@ def _published_ranges(table: CostTable) -> list[Constraint]:
     return [Constraint("macs", *PUBLISHED_RANGES[setting])] if setting in PUBLISHED_RANGES else []
 
 
-def _check_ranges(name: str, ranges: Sequence[Constraint]) -> None:
+def _check_ranges(name: str, ranges: Sequence[Constraint], table: CostTable) -> None:
     metrics = [each.metric for each in ranges]
+    if unknown := [each for each in metrics if each not in table.metrics]:
+        raise ConfigError(
+            f"--path-range {unknown[0]}: is no cost of {table.spec.space!r}, which has "
+            f"{', '.join(table.metrics)}; measured ones are those of cost.json in the run folder, "
+            "if its space and options are the same "
+            "(python -m spos cost SPACE --latency --table RUN_DIR/cost.json)"
+        )
     if len(set(metrics)) < len(metrics):
         raise ConfigError(f"--path-range: {', '.join(metrics)}: give one range for each cost")
     if name in BOXED and not ranges:
