@@ -113,7 +113,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     options = dict(start.options) if start else options
     table = open_costs(args.run_dir, args.space, options)
     make_sampler = sampler_maker(args, recipe, inputs.count_steps(training, recipe))
-    sampler, plan = make_sampler(table), plan_shrinking(args, table, recipe.epochs)
+    sampler, plan = make_sampler(table), plan_shrinking(args, recipe.epochs)
     images = args.calibration_images or inputs.preset.calibration_images
     config = {
         "space": args.space,
