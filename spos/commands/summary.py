@@ -1,6 +1,6 @@
 """`python -m spos summary`: what a supernet, its search and the training from scratch came to.
 
-Imports `spos.files`, `spos.search.results`, `spos.training.run_folder` and `spos.errors`.
+Imports `spos.errors`, `spos.files`, `spos.search` and `spos.training.run_folder`; never torch.
 """
 
 from __future__ import annotations

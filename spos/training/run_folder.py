@@ -1,6 +1,7 @@
 """A run is a folder: its settings, log, metrics and checkpoints.
 
-Imports `spos.errors`, `spos.files`, `spos.training.parallel`, `spos.training.checkpoint` and torch.
+Imports `spos.errors` and `spos.files`; torch when a run is written, which its settings are read
+without.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from spos.errors import ConfigError
 from spos.files import (
@@ -230,6 +229,8 @@ def _check_same(old: RunSettings, new: RunSettings, path: Path) -> None:
 
 
 def _environment() -> dict[str, Any]:
+    import torch
+
     versions = {}
     for package in PACKAGES:
         try:
