@@ -51,7 +51,6 @@ from spos.training.shrink_flags import add_shrink_flags, plan_shrinking
 from spos.training.shrinking import Shrinking, ShrinkPlan
 
 VAL_SEED = 2**32  # of the paths that validation measures; apart from the seeds people choose
-
 WHOLE_COSTS = "base/cost.json"  # of the space before it was shrunk
 
 log = logging.getLogger("spos.supernet")

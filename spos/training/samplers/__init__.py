@@ -24,7 +24,7 @@ from spos.training.samplers.warmup import Phase, WarmedSampler
 SAMPLERS = ("uniform", "fair", "macs-uniform", "constrained", "strolling")
 BOXED = ("constrained", "strolling")  # these need ranges
 
-# The authors' space, all of whose options bear on its MACs or its accuracies, and their range.
+# The authors' space with all its options, and the range of MACs that they trained with.
 PUBLISHED_SPACE = "shufflenetv2"
 PUBLISHED_OPTIONS: Mapping[str, Any] = {
     "image_size": 224, "num_classes": 1000, "channel_scales": None, "layout": "canonical",
