@@ -11,6 +11,7 @@ split of the training images, the cost table (cost.json) and checkpoints.
 import argparse
 import functools
 import logging
+import os
 import shlex
 import statistics
 from collections.abc import Callable
@@ -21,7 +22,7 @@ import torch
 
 from spos.convert.weights import ConvertedWeights, read_weights
 from spos.cost.counting import build_cost_table
-from spos.cost.table import CostTable, parse_constraint_flags
+from spos.cost.table import Constraint, CostTable, parse_constraint_flags
 from spos.data.split import apply_split, save_split
 from spos.errors import CheckpointError, run_main
 from spos.evaluation.build import build_evaluator
@@ -51,6 +52,7 @@ from spos.training.shrink_flags import add_shrink_flags, plan_shrinking
 from spos.training.shrinking import Shrinking, ShrinkPlan
 
 VAL_SEED = 2**32  # of the paths that validation measures; apart from the seeds people choose
+WHOLE_COSTS = "base/cost.json"  # of the space before it was shrunk
 
 log = logging.getLogger("spos.supernet")
 
@@ -109,16 +111,16 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     options = space_options(args, inputs)
     start = read_start(args.weights, args.space, options) if args.weights else None
     options = dict(start.options) if start else options
-    table = build_cost_table(args.space, options=options)
+    table = open_costs(args.run_dir, args.space, options)
     make_sampler = sampler_maker(args, recipe, inputs.count_steps(training, recipe))
-    sampler, plan = make_sampler(table), plan_shrinking(args, table, recipe.epochs)
+    sampler, plan = make_sampler(table), plan_shrinking(args, recipe.epochs)
     images = args.calibration_images or inputs.preset.calibration_images
     config = {
         "space": args.space,
         "options": options,
         "affine": start is not None and has_affine(start.network),
         "weights": digest(args.weights) if start else None,
-        **path_config(args, plan),
+        **path_config(args, plan, table),
         "held_out": len(split.held_out),
         "split": split_id(split),
         "calibration_images": images,
@@ -129,6 +131,8 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     run = RunFolder(args.run_dir, settings, is_writer=rank() == 0)
     if run.is_writer:
         save_split(run.path / "split.json", split)
+        if plan:
+            table.save(run.path / WHOLE_COSTS)
         if not plan or not (run.path / "cost.json").exists():  # it may be shrunk: see below
             write_costs(run.path / "cost.json", table)
         describe(args.space, inputs, recipe, len(training), len(split.held_out), sampler)
@@ -173,8 +177,7 @@ def sampler_maker(
     """What makes the chosen sampler of a space, or of what is left of it, from its costs."""
     return functools.partial(
         build_sampler, args.sampler, seed=recipe.seed, steps_per_epoch=steps_per_epoch,
-        ranges=parse_constraint_flags(args.path_range or (), flag="--path-range"),
-        warmup=parse_warmup(args.channel_warmup),
+        ranges=path_ranges(args), warmup=parse_warmup(args.channel_warmup),
     )  # fmt: skip
 
 
@@ -183,11 +186,29 @@ def space_options(args: argparse.Namespace, inputs: Inputs) -> dict[str, Any]:
     return {**images, **parse_options(args.space_options)}
 
 
-def path_config(args: argparse.Namespace, plan: ShrinkPlan | None) -> dict[str, object]:
+def path_ranges(args: argparse.Namespace) -> tuple[Constraint, ...]:
+    return parse_constraint_flags(args.path_range or (), flag="--path-range")
+
+
+def path_config(
+    args: argparse.Namespace, plan: ShrinkPlan | None, table: CostTable
+) -> dict[str, object]:
     """The part of the configuration that says which paths are trained and measured."""
     names = ("sampler", "path_range", "channel_warmup", "val_paths")
     config = {name: getattr(args, name) for name in names}
+    metrics = [each.metric for each in path_ranges(args) if each.metric in table.measured]
+    if metrics:  # measured again, they would mean other paths
+        config["measured_costs"] = {metric: table.digest(metric) for metric in metrics}
     return {**config, "shrink": vars(plan)} if plan else config
+
+
+def open_costs(run_dir: Path, space: str, options: dict) -> CostTable:
+    """Costs of the whole space, with what was measured for it in the run folder."""
+    table = build_cost_table(space, options=options)
+    for path in (run_dir / WHOLE_COSTS, run_dir / "cost.json"):
+        if os.path.exists(path):
+            return table.with_measured(CostTable.load(path))
+    return table
 
 
 def write_costs(path: Path, table: CostTable) -> None:

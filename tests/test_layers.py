@@ -55,6 +55,7 @@ TORCH_FREE = (
     "spos.search",
     "spos.evaluation.client",
     "spos.evaluation.results",
+    "spos.training.run_folder",
 )
 
 
@@ -183,6 +184,14 @@ for name in sys.argv[1:]:
 print(json.dumps(loaded))
 """
 
+COMMAND = """
+import contextlib, sys
+from spos.__main__ import main
+with contextlib.suppress(SystemExit):
+    main(sys.argv[1:])
+print([heavy for heavy in ("torch", "nni") if heavy in sys.modules])
+"""
+
 WATCH = """
 import os, sys
 seen = []
@@ -217,6 +226,17 @@ def test_search_side_never_loads_torch():
     assert set(TORCH_FREE) <= set(modules)
     loaded = json.loads(run_python(LOAD, *modules))
     assert [module for module in modules if "torch" in loaded[module]] == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("search", "best", "tests/assets/0.1.0/search"), ("bench", "nasbench-macro", "--help"),
+     ("summary", "--help"), ("zoo",)],
+)  # fmt: skip
+def test_commands_of_the_search_side_never_load_torch(words):
+    # `spos.__main__` loads the modules of all commands, whichever is run.
+    *_, loaded = run_python(COMMAND, *words).splitlines()
+    assert loaded == "[]"
 
 
 def test_files_and_architectures_need_the_standard_library_only():

@@ -19,8 +19,10 @@ from spos.errors import ConstraintError
 MAX_CELLS = 2**17  # 20 layers of them take 20 MB
 MAX_COMBINATIONS = 4_096  # of the choices that terms with labels in common depend on together
 MIN_FOUND = 20  # in a box, so that its acceptance is known well enough
-MAX_PROPOSALS = 50_000  # to find as many; a box with fewer is drawn from those that were found
+MAX_PROPOSALS = 4_096  # to find as many
 MAX_BATCH = 4_096
+SWEEPS = 4  # over all choices, to bring an architecture into a box and move it about in there
+MAX_MENDED = 512  # proposals that are brought into a box where too few lie inside as they are
 MAX_BATCHES = 64  # of a draw, each expected to hold two hits or more: one is missed in e**128
 
 Genes = np.ndarray  # (N, labels): numbers of the chosen candidates of N architectures
@@ -33,11 +35,13 @@ class _Group:
     Attributes:
         columns: of the choices in `Genes`.
         genes: (combinations, choices), the last choice fastest.
-        offsets: (combinations, metrics), in cells above the cheapest.
+        costs: (combinations, metrics), above the cheapest.
+        offsets: the same in cells, rounded.
     """
 
     columns: tuple[int, ...]
     genes: np.ndarray
+    costs: np.ndarray
     offsets: np.ndarray
 
 
@@ -93,8 +97,8 @@ class CostGrid:
             np.sum([each.max(axis=0) for each in rounding], axis=0),
         )
         self._groups = [
-            _Group(columns, genes, each)
-            for (columns, genes, _), each in zip(groups, offsets, strict=True)
+            _Group(columns, genes, *each)
+            for (columns, genes, _), *each in zip(groups, above, offsets, strict=True)
         ]
         self.shape = tuple((1 + np.sum([each.max(axis=0) for each in offsets], axis=0)).tolist())
         self.ways = self._count_ways()
@@ -132,6 +136,30 @@ class CostGrid:
             genes[:, group.columns] = group.genes[picked]
             left = left - group.offsets[picked]
         return genes
+
+    def mend(
+        self, genes: Genes, low: np.ndarray, high: np.ndarray, generator: np.random.Generator
+    ) -> Genes:
+        """Architectures made of ``genes`` that meet bounds on the costs, or come near them.
+
+        Group after group is given the combination that is nearest to the bounds, any of several;
+        which, once inside, is Gibbs sampling of what lies inside.
+        """
+        genes, costs = genes.copy(), self.costs(genes)
+        rows = np.arange(len(genes))
+        for group in itertools.chain(*(self._shuffled(generator) for _ in range(SWEEPS))):
+            columns = list(group.columns)
+            present = genes[:, columns] @ _strides(tuple(self.sizes[columns]))
+            # (N, combinations, metrics)
+            options = (costs - group.costs[present])[:, None] + group.costs
+            excess = np.maximum(np.maximum(low - options, options - high), 0.0) / self.cell
+            ties = 1e-9 * generator.random(excess.shape[:2])
+            picked = (excess.sum(axis=2) + ties).argmin(axis=1)
+            genes[:, columns], costs = group.genes[picked], options[rows, picked]
+        return genes
+
+    def _shuffled(self, generator: np.random.Generator) -> list[_Group]:
+        return [self._groups[number] for number in generator.permutation(len(self._groups))]
 
     def _indexed(self, term: Term) -> tuple[list[int], np.ndarray, np.ndarray]:
         """Columns of a term's labels, their strides among its combinations, its costs."""
@@ -175,8 +203,10 @@ class CostGrid:
 class FeasibleBox:
     """The architectures that meet bounds on several costs at once, to draw from without end.
 
-    Draws are uniform over them, and always end: if the bounds are so tight that fewer than
-    `MIN_FOUND` of `MAX_PROPOSALS` proposals meet them, draws are made among those that did.
+    Draws are uniform over them, and always end. In a rare corner of the space nearly everything in
+    the cells of the box lies outside of it: where fewer than `MIN_FOUND` of `MAX_PROPOSALS`
+    proposals meet the bounds, proposals are mended until they do, and are uniform only nearly. If
+    that does not help either, draws are made among those that were found.
 
     Args:
         grid: of the space; its metrics are those of the constraints.
@@ -197,11 +227,16 @@ class FeasibleBox:
         part = grid.ways[0].reshape(grid.shape)[self._slices()]
         self._part, self._cumulative = part.shape, part.cumsum()
         self._top = np.searchsorted(self._cumulative, self._cumulative[-1:], side="left")
-        hits, proposals = self._explore()
-        if not len(hits):
+        self._is_mended = False
+        first, proposals = self._explore(MAX_PROPOSALS)
+        hits = first
+        if 0 < proposals and len(first) < MIN_FOUND:
+            self._is_mended = True
+            hits, proposals = self._explore(MAX_MENDED)
+        self._found = np.unique(np.concatenate([first, hits]), axis=0)
+        if not len(self._found):
             raise ConstraintError(self._describe(constraints))
-        self._acceptance = len(hits) / proposals
-        self._found = np.unique(hits, axis=0)
+        self._acceptance = max(len(hits), 1) / proposals
         self._is_listed = len(hits) < MIN_FOUND
 
     def allows(self, genes: Genes) -> np.ndarray:
@@ -222,13 +257,13 @@ class FeasibleBox:
         picked = (generator.random(missing) * len(self._found)).astype(np.int64)
         return np.concatenate([*parts, self._found[picked]])
 
-    def _explore(self) -> tuple[Genes, int]:
-        """Some architectures that meet the bounds, and the number of proposals that took."""
+    def _explore(self, limit: int) -> tuple[Genes, int]:
+        """Some architectures that meet the bounds, and of how many proposals, about ``limit``."""
         if not self._cumulative.size or not self._cumulative[-1]:
             return np.empty((0, len(self._grid.sizes)), dtype=np.int64), 0
         generator = np.random.Generator(np.random.Philox(key=0))
         parts, found, proposals, size = [], 0, 0, 2 * MIN_FOUND
-        while found < MIN_FOUND and proposals < MAX_PROPOSALS:
+        while found < MIN_FOUND and proposals < limit:
             parts.append(self._propose(size, generator))
             found, proposals = found + len(parts[-1]), proposals + size
             size = min(2 * size, MAX_BATCH)
@@ -242,6 +277,8 @@ class FeasibleBox:
             flat = np.minimum(np.searchsorted(self._cumulative, draws, side="right"), self._top)
             cells = np.stack(np.unravel_index(flat, self._part), axis=1) + self._first
             genes = self._grid.draw_cells(cells, generator)
+            if self._is_mended:
+                genes = self._grid.mend(genes, self._low, self._high, generator)
             kept.append(genes[self.allows(genes)])
         return np.concatenate(kept)
 

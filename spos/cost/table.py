@@ -6,7 +6,9 @@ Imports `spos.architecture`, `spos.errors`, `spos.files`; never torch.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -94,6 +96,15 @@ class CostTable:
         fixed = self.fixed[metric]
         return fixed + sum(map(min, columns)), fixed + sum(map(max, columns))
 
+    def digest(self, metric: str) -> str:
+        """SHA-256 of a metric's numbers: another one once it has been measured again.
+
+        Raises:
+            ConstraintError: if the table has no such metric.
+        """
+        rows = [self.fixed[self._known(metric)], *([t.labels, t.costs[metric]] for t in self.terms)]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
     def restrict(self, choices: Mapping[str, Sequence[Candidate]]) -> CostTable:
         """The table of a part of the space.
 
@@ -155,7 +166,8 @@ class CostTable:
         return table
 
     def save(self, path: Path | str) -> None:
-        """Write the table as JSON, atomically."""
+        """Write the table as JSON, atomically; its folder is made if missing."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         value: dict[str, Any] = {
             "version": FORMAT_VERSION,
             "space": self.spec.space,

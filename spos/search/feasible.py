@@ -6,17 +6,19 @@ Imports `spos.architecture`, `spos.cost`, `spos.errors` and numpy; never torch.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from spos.architecture import Candidate, Choices, SearchSpec
 from spos.cost.axis import CostAxis
+from spos.cost.grid import CostGrid, FeasibleBox
 from spos.cost.table import Constraint, CostTable
 from spos.errors import ConstraintError
 
 MAX_DRAWS = 10_000  # of one architecture, before it is said that there is no further one
+BOX_DOUBLINGS = 10  # of the draws from a box, where all are feasible: 1, 2, 4 ..., 1,023 in all
 LISTED_DRAWS = 16  # from a list before what is left of it is listed; the result is as uniform
 MAX_LISTED = 20_000  # spaces up to this size are listed, so that their exhaustion is certain
 
@@ -27,9 +29,10 @@ class FeasibleSpace:
     """The architectures of a space that meet every constraint, to test and to draw from.
 
     Architectures are handled as `Genes`, numbered as in the whole space where some choices are
-    fixed. Draws are uniform over the feasible part: small spaces are listed; in others the
-    constraint that fewest architectures meet is satisfied by dynamic programming (`CostAxis`) and
-    the rest by rejection, at most `MAX_DRAWS` times.
+    fixed. Draws are uniform over the feasible part: small spaces are listed; in others all
+    constraints are met at once by dynamic programming (`FeasibleBox`). Only where costs depend on
+    too many choices together for that are architectures drawn until one meets them, within the
+    constraint that fewest meet (`CostAxis`) if that can be.
 
     Args:
         table: costs of the space.
@@ -65,9 +68,11 @@ class FeasibleSpace:
         ]
         self._parts: dict[tuple[Any, ...], FeasibleSpace] = {}
         self._listed = self._list() if part.spec.num_architectures <= MAX_LISTED else None
-        self._axis = None
-        if self._listed is None and constraints and part.is_separable:
-            self._axis, self._bounds = _tightest(part, self.constraints)
+        self._box = self._axis = None
+        if self._listed is None and constraints:
+            self._box = _open_box(part, constraints)
+            if self._box is None and part.is_separable:
+                self._axis = _tightest(part, constraints)
         if self._listed == [] or self.draw(np.random.default_rng(0), ()) is None:
             choices = " with the fixed choices" if self.fixed else ""
             raise ConstraintError(
@@ -121,7 +126,8 @@ class FeasibleSpace:
     def draw(self, generator: np.random.Generator, seen: Collection[Genes]) -> Genes | None:
         """A feasible architecture that is not in ``seen``, or None if there seems to be none left.
 
-        None is certain for a listed space and after `MAX_DRAWS` vain draws for a larger one.
+        None is certain for a listed space; of another hardly any can be left then, for it was drawn
+        from in vain very often.
         """
         if self._listed is not None:
             for _ in range(LISTED_DRAWS if self._listed else 0):
@@ -130,21 +136,38 @@ class FeasibleSpace:
                     return genes
             unseen = [genes for genes in self._listed if genes not in seen]
             return unseen[int(generator.random() * len(unseen))] if unseen else None
-        for _ in range(MAX_DRAWS):
-            genes = self._draw_once(generator)
+        for genes in self._propose(generator):
             if genes not in seen and self.allows(genes):
                 return genes
         return None
 
-    def _draw_once(self, generator: np.random.Generator) -> Genes:
-        if self._axis is not None:
-            return self.genes(self._axis.draw(*self._bounds, generator))
-        return tuple(self.scale(generator.random(len(self._candidates))).tolist())
+    def _propose(self, generator: np.random.Generator) -> Iterator[Genes]:
+        """Architectures of which the feasible ones are equally likely; from a box all are."""
+        if self._box is not None:
+            for doublings in range(BOX_DOUBLINGS):  # many at once take little longer than one
+                genes = self._box.draw(2**doublings, generator) + self._first
+                yield from map(tuple, genes.tolist())
+            return
+        for _ in range(MAX_DRAWS):
+            if self._axis is not None:
+                axis, bounds = self._axis
+                yield self.genes(axis.draw(*bounds, generator))
+            else:
+                yield tuple(self.scale(generator.random(len(self._candidates))).tolist())
 
     def _list(self) -> list[Genes]:
         spans = zip(self._first, self._sizes, strict=True)
         every = itertools.product(*(range(first, first + size) for first, size in spans))
         return [genes for genes in every if self.allows(genes)]
+
+
+def _open_box(table: CostTable, constraints: Sequence[Constraint]) -> FeasibleBox | None:
+    """What draws within all bounds; None if costs depend on too many choices together for that."""
+    try:
+        grid = CostGrid(table, [each.metric for each in constraints])
+    except ConstraintError:
+        return None
+    return FeasibleBox(grid, constraints)
 
 
 def _tightest(

@@ -1,6 +1,7 @@
 """A run is a folder: its settings, log, metrics and checkpoints.
 
-Imports `spos.errors`, `spos.files`, `spos.training.parallel`, `spos.training.checkpoint` and torch.
+Imports `spos.errors` and `spos.files`; torch when a run is written, which its settings are read
+without.
 """
 
 from __future__ import annotations
@@ -19,8 +20,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from spos.errors import ConfigError
 from spos.files import (
     append_journal,
@@ -32,6 +31,7 @@ from spos.files import (
 )
 
 FORMAT_VERSION = 1
+PREPARED = ("cost.json",)  # may be there before the run: costs measured for its paths
 PACKAGES = ("spos", "torch", "torchvision", "nni", "numpy", "nvidia-dali-cuda130")
 
 
@@ -156,8 +156,9 @@ class RunFolder:
 
 
 def _has_files(path: Path) -> bool:
-    """Whether a folder holds more than hidden files, such as what a kill left of our first one."""
-    return any(not each.name.startswith(".") for each in path.iterdir())
+    """Whether a folder holds more than `PREPARED` and hidden files, such as a kill's leavings."""
+    names = (each.name for each in path.iterdir())
+    return any(not name.startswith(".") and name not in PREPARED for name in names)
 
 
 def _identity(entry: Mapping[str, Any]) -> tuple:
@@ -228,6 +229,8 @@ def _check_same(old: RunSettings, new: RunSettings, path: Path) -> None:
 
 
 def _environment() -> dict[str, Any]:
+    import torch
+
     versions = {}
     for package in PACKAGES:
         try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from spos.cost.table import CostTable, parse_quantity
+from spos.cost.table import parse_quantity
 from spos.errors import ConfigError
 from spos.training.shrinking import PUBLISHED_EPOCHS, ShrinkPlan
 
@@ -25,13 +25,13 @@ def add_shrink_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--shrink-drop", metavar="N",
-        help="candidates of a stage, or a share below 1 (one more than a layer has)",
+        help="candidates of a stage, or a share below 1 (one more than a layer has with weights)",
     )  # fmt: skip
     group.add_argument("--shrink-max-macs", metavar="MACS",
                        help="score by subnets of at most so many, such as 600M")  # fmt: skip
 
 
-def plan_shrinking(args: argparse.Namespace, table: CostTable, epochs: int) -> ShrinkPlan | None:
+def plan_shrinking(args: argparse.Namespace, epochs: int) -> ShrinkPlan | None:
     """The plan that the flags describe, None without ``--shrink``.
 
     Raises:
@@ -51,16 +51,15 @@ def plan_shrinking(args: argparse.Namespace, table: CostTable, epochs: int) -> S
             f"--shrink-epochs {first}:{every}: the first stage comes after the last of {epochs} "
             "epochs; begin earlier or raise --epochs"
         )
-    drop = 1 + max(map(len, table.spec.choices.values()))
-    if args.shrink_drop is not None:
-        drop = parse_quantity(args.shrink_drop, source="--shrink-drop")
     plan: dict[str, float] = {}
+    if args.shrink_drop is not None:
+        plan["drop"] = parse_quantity(args.shrink_drop, source="--shrink-drop")
     if args.shrink_max_macs is not None:
         plan["max_macs"] = parse_quantity(args.shrink_max_macs, source="--shrink-max-macs")
     target = parse_quantity(args.shrink, source="--shrink")
     if target != int(target) or target < 1:
         raise ConfigError(f"--shrink {args.shrink}: expected a number of architectures, 1 or more")
-    return ShrinkPlan(int(target), first, every, drop, **plan)
+    return ShrinkPlan(int(target), first, every, **plan)
 
 
 def _parse_epochs(text: str) -> tuple[int, int]:

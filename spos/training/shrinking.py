@@ -54,23 +54,25 @@ class ShrinkPlan:
         target: stop at so many architectures, not counting widths and depths.
         first: epochs before the first stage.
         every: epochs between stages, of which there are at most `MAX_STAGES`.
-        drop: operators of a stage; below 1 the share of those that can be dropped.
+        drop: operators of a stage; below 1 the share of those that can be dropped. None: as many as
+            AngleNAS, one more than a layer has with weights (7 of `proxyless_gpu`).
         max_macs: subnets with more score nothing, and one within it always remains.
     """
 
     target: int
     first: int
     every: int
-    drop: float
+    drop: float | None = None
     max_macs: float | None = None
 
     def __post_init__(self) -> None:
         for name, low in (("target", 1), ("first", 1), ("every", 1)):
             if getattr(self, name) < low:
                 raise ConfigError(f"shrinking: {name} is {getattr(self, name)}, expected 1 or more")
-        if self.drop <= 0 or (self.drop > 1 and self.drop != int(self.drop)):
+        drop = 1 if self.drop is None else self.drop
+        if drop <= 0 or (drop > 1 and drop != int(drop)):
             raise ConfigError(
-                f"--shrink-drop {self.drop:g}: expected a number of operators or a share below 1"
+                f"--shrink-drop {drop:g}: expected a number of operators or a share below 1"
             )
 
     def is_due(self, epoch: int) -> bool:
@@ -96,6 +98,7 @@ class Shrinking:
 
     Attributes:
         table: costs of what is left.
+        drop: see `ShrinkPlan`.
         stages: what was dropped: epoch, step, and for each operator its label, name and angle.
 
     Raises:
@@ -116,6 +119,7 @@ class Shrinking:
         self._whole, self._plan, self._seed, self._folder = table, plan, seed, folder
         self._build_sampler, self._publish = build_sampler, publish
         self._bare = _find_bare(supernet)
+        self.drop = plan.drop if plan.drop is not None else 1 + _most_weighted(table, self._bare)
         self.table, self._sampler = table, build_sampler(table)
         self.stages: list[dict[str, Any]] = []
         size = self._num_architectures(table.spec.choices)
@@ -228,8 +232,7 @@ class Shrinking:
 
     def _choose(self, scores: Mapping[Operator, float]) -> list[Operator]:
         """Those with the least angles, without which there is still a space to train and search."""
-        drop = self._plan.drop
-        number = int(drop) if drop >= 1 else max(1, round(drop * len(scores)))
+        number = int(self.drop) if self.drop >= 1 else max(1, round(self.drop * len(scores)))
         left = {label: list(each) for label, each in self.table.spec.choices.items()}
         dropped: list[Operator] = []
         for label, name in sorted(scores, key=lambda each: scores[each]):
@@ -382,6 +385,12 @@ def _weighted(network: nn.Module) -> list[tuple[str, nn.Module]]:
         for name, module in network.named_modules()
         if (weight := own_tensors(module).get("weight")) is not None and weight.dim() > 1
     ]
+
+
+def _most_weighted(table: CostTable, bare: Mapping[str, frozenset[Candidate]]) -> int:
+    """How many operators with weights the layer with most of them has."""
+    layers = (set(table.spec.choices[label]) - without for label, without in bare.items())
+    return max(map(len, layers), default=0)
 
 
 def _find_bare(supernet: Supernet) -> dict[str, frozenset[Candidate]]:

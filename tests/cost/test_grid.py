@@ -96,6 +96,42 @@ def test_narrow_box_of_a_large_space_is_hit(seed):
     assert len(np.unique(genes, axis=0)) > 90
 
 
+@pytest.mark.parametrize("num_metrics", [2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_rare_corner_of_a_large_space_is_hit(seed, num_metrics):
+    # The first cost as small and the others as large as they are together in a greedy choice.
+    table, rng = make_table(seed, layers=14), random.Random(seed)
+    metrics = METRICS[:num_metrics]
+    choices: dict = {label: rng.choice(each) for label, each in table.spec.choices.items()}
+    for label, each in table.spec.choices.items():
+        costs = [table.costs({**choices, label: one}) for one in each]
+        worth = [cost["params"] - cost["macs"] / 9 + 100 * cost["latency_ms"] for cost in costs]
+        choices[label] = each[int(np.argmax(worth))]
+    spans = {metric: np.ptp(table.bounds(metric)) for metric in metrics}
+    box = [
+        Constraint(each, table.cost(choices, each) - 0.01 * span, table.cost(choices, each))
+        for each, span in spans.items()
+    ]
+    genes = FeasibleBox(CostGrid(table, metrics), box).draw(50, np.random.default_rng(0))
+    grid = CostGrid(table, metrics)
+    assert all(each.allows(table, grid.choices(row)) for row in genes for each in box)
+
+
+def test_mended_architectures_are_about_equally_likely():
+    table = make_table(0, layers=2)
+    box = [middle(table, metric, 0.7) for metric in METRICS]
+    low, high = (np.array([getattr(each, end) for each in box]) for end in ("low", "high"))
+    grid, generator = CostGrid(table, METRICS), np.random.default_rng(0)
+    inside = [
+        choices for choices in every(table) if all(each.allows(table, choices) for each in box)
+    ]
+    begin = (generator.random((200 * len(inside), len(grid.sizes))) * grid.sizes).astype(int)
+    mended = grid.mend(begin, low, high, generator)
+    counts = Counter(map(tuple, mended.tolist()))
+    assert set(counts) == {tuple(grid.genes(choices).tolist()) for choices in inside}
+    assert 100 < min(counts.values()) and max(counts.values()) < 300
+
+
 def test_box_of_one_architecture_gives_that_one():
     table = make_table(2)
     choices = random.Random(3).choice(every(table))

@@ -222,7 +222,7 @@ def test_new_table_is_made_with_the_metric(run, tmp_path):
         ([TINY, "--table", "cost.json", "--image-size", "9"], "has the image_size 8, not 9"),
         ([TINY, "--table", "cost.json", "--batch-size", "0"], "--batch-size 0: expected 1 or more"),
         ([TINY, "--table", "cost.json", "--threads", "-1"], "--threads -1: expected 1 or more"),
-        ([TINY, "--table", "missing/cost.json", "--rounds", "1"], "cannot be written"),
+        ([TINY, "--table", "/dev/null/cost.json", "--rounds", "1"], "cannot be written"),
         ([TINY, "--device", "cuda:7"], "this machine offers . CUDA devices; use --device cpu"),
         (["zoo:megvii-oneshot"], "is not a search space, and --latency measures one"),
     ],

@@ -95,7 +95,7 @@ def test_no_step_is_no_path(tmp_path):
 @pytest.mark.parametrize(
     "config",
     [{"sampler": "magic"}, {"sampler": None}, {"seed": "0"}, {"path_range": "x"},
-     {"path_range": [1, [2]]}, {"channel_warmup": 3}, {"batch_size": 0}],
+     {"path_range": [1, [2]]}, {"channel_warmup": 3}, {"batch_size": 0}, {"measured_costs": ["x"]}],
 )  # fmt: skip
 def test_settings_that_do_not_say_how_paths_were_drawn_are_named(tmp_path, config):
     run = read_run(write_supernet(tmp_path / "run", **config))
@@ -106,6 +106,12 @@ def test_settings_that_do_not_say_how_paths_were_drawn_are_named(tmp_path, confi
 def test_paths_of_a_space_that_was_shrunk_are_not_drawn_again(tmp_path):
     run = read_run(write_supernet(tmp_path / "run", shrink={"target": 10}))
     with pytest.raises(ConfigError, match="the space was shrunk in training"):
+        sample_paths(run)
+
+
+def test_paths_by_costs_that_were_measured_again_are_not_drawn_again(tmp_path):
+    run = read_run(write_supernet(tmp_path / "run", measured_costs={"macs": "another"}))
+    with pytest.raises(ConfigError, match="macs was measured again since the training"):
         sample_paths(run)
 
 

@@ -342,7 +342,7 @@ CASES = {
         "supernet", ("--path-range 1M", "macs=0:330M"), ("--path-range", "1M")
     ),
     "range of an unknown cost": Case(
-        "supernet", ("no metric 'watts'", "macs, params"),
+        "supernet", ("--path-range watts: is no cost", "macs, params"),
         ("--sampler", "strolling", "--path-range", "watts=1:2"),
     ),
     "range for a sampler that has none": Case(

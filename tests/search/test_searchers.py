@@ -19,8 +19,9 @@ from hypothesis.stateful import (
 from toy_trial import toy_score, toy_spec, toy_table
 
 from spos.architecture import SearchSpec
-from spos.cost.table import Constraint
-from spos.errors import ConfigError, SearchError
+from spos.cost.counting import build_cost_table
+from spos.cost.table import Constraint, CostTable
+from spos.errors import ConfigError, ConstraintError, SearchError
 from spos.search.arguments import METHODS, build_method
 from spos.search.feasible import FeasibleSpace
 from spos.search.searcher import MAX_ATTEMPTS, Method, Search
@@ -68,6 +69,30 @@ def test_two_constraints_hold_at_once(name):
     table = search.space.table
     assert len(asked) == 48
     assert all(limit.allows(table, each) for limit in limits for each in asked)
+
+
+@pytest.fixture(scope="module")
+def canyonwind() -> CostTable:
+    options = {"image_size": 224, "num_classes": 1000, "layout": "canyonwind",
+               "head": "mobilenetv3", "squeeze_excitation": "canyonwind", "activation": "hswish",
+               "classifier_bias": True,
+               "channel_scales": [round(0.2 * number, 1) for number in range(1, 11)]}  # fmt: skip
+    return build_cost_table("shufflenetv2", options=options)
+
+
+def test_rare_corner_of_a_huge_space_is_searched_to_the_end(name, canyonwind):
+    # Few MACs with many parameters: one architecture in millions of those of each bound alone.
+    limits = [Constraint("macs", 190e6, 210e6), Constraint("params", 4.2e6, 5e6)]
+    search = Search(
+        FeasibleSpace(canyonwind, limits), build_method(name, {"rounds": 3, "population": 10})
+    )
+    if name == "two_stage":  # which begins with blocks at equal widths: none of these are there
+        with pytest.raises(ConstraintError, match="two_stage: no blocks"):
+            search.ask()
+        return
+    asked = run(search, score=lambda choices: canyonwind.cost(choices) / 1e9)
+    assert len(asked) == len({key(each) for each in asked}) == 30
+    assert all(limit.allows(canyonwind, each) for limit in limits for each in asked)
 
 
 def test_rounds_complete_one_after_the_other(name):

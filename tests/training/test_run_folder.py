@@ -75,6 +75,12 @@ def test_folder_of_something_else_is_refused_and_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_costs_may_be_there_before_their_run(tmp_path):
+    (tmp_path / "cost.json").write_text("{}")
+    open_and_close(tmp_path)
+    assert (tmp_path / "args.json").exists()
+
+
 def test_kill_before_the_first_file_was_whole_costs_nothing(tmp_path):
     (tmp_path / ".args.json.123-abc.tmp").write_text("{")
     open_and_close(tmp_path)

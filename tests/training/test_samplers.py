@@ -1,5 +1,6 @@
 """Paths: evenly spread, functions of (seed, step) alone, exact where NNI's and Megvii's are not."""
 
+import inspect
 import itertools
 import json
 import math
@@ -18,7 +19,8 @@ from spos.cost.axis import CostAxis, table_moments
 from spos.cost.counting import build_cost_table
 from spos.cost.table import Constraint, CostTable, Term
 from spos.errors import ConfigError, ConstraintError
-from spos.training.samplers import PUBLISHED_RANGES, SAMPLERS, build_sampler
+from spos.spaces.shufflenet import ShuffleNetV2Space
+from spos.training.samplers import PUBLISHED_OPTIONS, PUBLISHED_RANGE, SAMPLERS, build_sampler
 from spos.training.samplers.uniform import CostUniformSampler, FairSampler, UniformSampler
 
 BOX_OF_MACS = (Constraint("macs", 40, 120),)
@@ -113,12 +115,51 @@ def test_fair_orders_are_uniform_and_independent_of_other_layers():
 
 
 def test_macs_are_uniform_over_the_published_range(shufflenet, draws):
-    low, high = PUBLISHED_RANGES[("shufflenetv2", 224, 1000)]
+    low, high = PUBLISHED_RANGE.low, PUBLISHED_RANGE.high
     macs = [shufflenet.cost(path) for path in draws]
     assert low <= min(macs) and max(macs) <= high
     counts, _ = np.histogram(macs, bins=7, range=(low, high))
     assert max(abs(counts / DRAWS - 1 / 7)) < 0.15 / 7
     assert chi_square(counts, DRAWS / 7) < CHI_SQUARE[6]
+
+
+def test_published_options_are_the_defaults_of_the_space():
+    parameters = inspect.signature(vars(ShuffleNetV2Space)["_init_wrapped"]).parameters
+    defaults = {name: each.default for name, each in parameters.items()}
+    defaults["stage_widths"] = list(defaults["stage_widths"])
+    del defaults["self"], defaults["affine"]  # of the network, not of the space
+    assert defaults == PUBLISHED_OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("options", "is_published"),
+    [
+        ({}, True),
+        ({"layout": "canonical", "stage_widths": [64, 160, 320, 640]}, True),
+        ({"layout": "canyonwind"}, False),
+        ({"head": "mobilenetv3"}, False),
+        ({"channel_scales": [0.5, 1.0]}, False),
+        ({"image_size": 192}, False),
+    ],
+)
+def test_published_range_is_of_the_published_space(shufflenet, options, is_published):
+    spec = SearchSpec("shufflenetv2", {**shufflenet.spec.options, **options},
+                      shufflenet.spec.choices)  # fmt: skip
+    table = CostTable(spec, shufflenet.fixed, shufflenet.terms)
+    bins = build_sampler("macs-uniform", table, seed=0).bins
+    assert ((bins[0][0], bins[-1][1]) == (290e6, 360e6)) == is_published
+
+
+def test_macs_of_searched_widths_are_uniform_over_their_own_range():
+    options = {"image_size": 224, "num_classes": 1000, "channel_scales": [0.2, 0.6, 1.0, 1.4, 2.0]}
+    table = build_cost_table("shufflenetv2", options=options)
+    mean, deviation = table_moments(table, "macs")
+    sampler = build_sampler("macs-uniform", table, seed=3)
+    macs = [table.cost(sampler.sample(step)) for step in range(DRAWS // 2)]
+    ends = mean - 3 * deviation, mean + 3 * deviation
+    assert ends[0] <= min(macs) and max(macs) <= ends[1]
+    counts, _ = np.histogram(macs, bins=7, range=ends)
+    assert chi_square(counts, len(macs) / 7) < CHI_SQUARE[6]
 
 
 def test_drawn_paths_are_architectures_in_network_order(shufflenet, draws):

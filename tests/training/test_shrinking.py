@@ -326,19 +326,41 @@ def test_ranks_drop_the_same(tmp_path):
 
 def parse(**given):
     flags = dict.fromkeys(("shrink", "shrink_epochs", "shrink_drop", "shrink_max_macs"))
-    table = build_cost_table("nasbench_macro", options=OPTIONS)
-    return lambda epochs: plan_shrinking(SimpleNamespace(**{**flags, **given}), table, epochs)
+    return lambda epochs: plan_shrinking(SimpleNamespace(**{**flags, **given}), epochs)
 
 
 def test_plan_follows_the_published_one():
     assert parse()(195) is None
     plan = parse(shrink="1e6")(195)
-    assert (plan.target, plan.first, plan.every, plan.drop) == (1_000_000, 100, 5, 4)
+    assert (plan.target, plan.first, plan.every, plan.drop) == (1_000_000, 100, 5, None)
     due = [epoch for epoch in range(1, 400) if plan.is_due(epoch)]
     assert due[0] == 100 and len(due) == 20
     assert {b - a for a, b in pairwise(due)} == {5}
     plan = parse(shrink="64", shrink_epochs="2:3", shrink_drop="0.1", shrink_max_macs="30M")(8)
     assert plan == ShrinkPlan(64, 2, 3, 0.1, 30_000_000)
+
+
+@pytest.mark.parametrize(
+    ("space", "options", "drop"),
+    [
+        ("proxyless_gpu", {}, 7),  # AngleNAS: six with weights; a skip has none
+        ("nasbench_macro", {}, 4),  # where a stage begins even an identity has weights
+        ("shufflenetv2", {}, 5),
+        ("shufflenetv2", {"channel_scales": [0.2 * scale for scale in range(1, 11)]}, 5),
+    ],
+)
+def test_stage_drops_one_more_than_a_layer_has_with_weights(tmp_path, space, options, drop):
+    options = {"image_size": 32, "num_classes": 10, **options}
+    shrinking = Shrinking(
+        Supernet(build_space(space, options=options, affine=False)),
+        build_cost_table(space, options=options),
+        ShrinkPlan(target=2, first=1, every=1),
+        build_sampler=lambda table: build_sampler("uniform", table, seed=3),
+        publish=lambda table: None,
+        folder=tmp_path,
+        seed=3,
+    )
+    assert shrinking.drop == drop
 
 
 @pytest.mark.parametrize(

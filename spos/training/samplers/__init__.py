@@ -1,6 +1,7 @@
 """Which path each training step trains: the samplers by name.
 
-Imports `spos.cost.table`, `spos.errors` and the samplers beside it; never torch.
+Imports `spos.architecture`, `spos.cost.table`, `spos.errors` and the samplers beside it; never
+torch.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spos.architecture import SearchSpec
 from spos.cost.table import Constraint, CostTable, parse_constraint_flags
 from spos.errors import ConfigError
 from spos.training.samplers.arguments import parse_warmup
@@ -22,10 +24,15 @@ from spos.training.samplers.warmup import Phase, WarmedSampler
 SAMPLERS = ("uniform", "fair", "macs-uniform", "constrained", "strolling")
 BOXED = ("constrained", "strolling")  # these need ranges
 
-# (space, image size, classes) -> the range of MACs that the authors trained with.
-PUBLISHED_RANGES: Mapping[tuple, tuple[float, float]] = {
-    ("shufflenetv2", 224, 1000): (290_000_000, 360_000_000)
-}
+# The authors' space with all its options, and the range of MACs that they trained with.
+PUBLISHED_SPACE = "shufflenetv2"
+PUBLISHED_OPTIONS: Mapping[str, Any] = {
+    "image_size": 224, "num_classes": 1000, "channel_scales": None, "layout": "canonical",
+    "stem_width": 16, "stage_widths": [64, 160, 320, 640], "last_width": 1024,
+    "activation": "relu", "stem_activation": None, "squeeze_excitation": None, "head": "plain",
+    "classifier_bias": False, "dropout": 0.1,
+}  # fmt: skip
+PUBLISHED_RANGE = Constraint("macs", 290_000_000, 360_000_000)
 
 
 def build_sampler(
@@ -45,16 +52,17 @@ def build_sampler(
         seed: of all draws.
         steps_per_epoch: the length of a stroll, and the unit of the warm-up.
         ranges: bounds on the paths' costs, for `BOXED` samplers; ``macs-uniform`` takes one of
-            MACs (default: the paper's, or three standard deviations on either side of the mean).
+            MACs (default: the paper's in its space, else three standard deviations on either side
+            of the mean).
         warmup: phases in which only the widest widths are trained.
 
     Raises:
         ConfigError: if these do not go together.
         ConstraintError: if the ranges cannot be met.
     """
-    _check_ranges(name, ranges)
+    _check_ranges(name, ranges, table)
     if name == "macs-uniform" and not ranges:
-        ranges = _published_ranges(table)
+        ranges = [PUBLISHED_RANGE] if _is_published(table.spec) else []
     build = functools.partial(_build, name, steps_per_epoch)
     if not warmup:
         return build(table, ranges, seed)
@@ -70,7 +78,8 @@ def build_recorded_sampler(
         ConfigError: naming ``source`` if the settings do not say how paths were sampled.
         ConstraintError: if the ranges cannot be met with this table.
     """
-    keys = "sampler", "seed", "path_range", "channel_warmup", "num_train", "held_out", "batch_size"
+    keys = ("sampler", "seed", "path_range", "channel_warmup", "num_train", "held_out",
+            "batch_size", "measured_costs")  # fmt: skip
     given: dict[str, Any] = {key: config.get(key) for key in keys}
     numbers = [given[key] for key in ("seed", "num_train", "held_out", "batch_size")]
     texts = given["path_range"]
@@ -81,6 +90,7 @@ def build_recorded_sampler(
         or not (texts is None or isinstance(texts, list))
         or not all(isinstance(each, str) for each in texts or ())
         or not (given["channel_warmup"] is None or isinstance(given["channel_warmup"], str))
+        or not isinstance(given["measured_costs"] or {}, dict)
     ):
         found = ", ".join(f"{key} {value!r}" for key, value in given.items())
         raise ConfigError(f"{source}: does not say how paths were sampled ({found})")
@@ -89,6 +99,12 @@ def build_recorded_sampler(
             f"{source}: the space was shrunk in training, so its cost table no longer says how "
             "paths were sampled"
         )
+    for metric, digest in (given["measured_costs"] or {}).items():
+        if metric in table.metrics and table.digest(metric) != digest:
+            raise ConfigError(
+                f"{source}: {metric} was measured again since the training, so its cost table "
+                "no longer says how paths were sampled"
+            )
     images = given["num_train"] - given["held_out"]
     steps_per_epoch = max(1, images // given["batch_size"])
     sampler = build_sampler(
@@ -127,14 +143,21 @@ def _ends(table: CostTable, given: Constraint) -> tuple[float, float]:
     )
 
 
-def _published_ranges(table: CostTable) -> list[Constraint]:
-    options = table.spec.options
-    setting = table.spec.space, options.get("image_size"), options.get("num_classes")
-    return [Constraint("macs", *PUBLISHED_RANGES[setting])] if setting in PUBLISHED_RANGES else []
+def _is_published(spec: SearchSpec) -> bool:
+    """Whether it is the authors' space, or a part of it."""
+    options = {**PUBLISHED_OPTIONS, **spec.options}
+    return spec.space == PUBLISHED_SPACE and options == PUBLISHED_OPTIONS
 
 
-def _check_ranges(name: str, ranges: Sequence[Constraint]) -> None:
+def _check_ranges(name: str, ranges: Sequence[Constraint], table: CostTable) -> None:
     metrics = [each.metric for each in ranges]
+    if unknown := [each for each in metrics if each not in table.metrics]:
+        raise ConfigError(
+            f"--path-range {unknown[0]}: is no cost of {table.spec.space!r}, which has "
+            f"{', '.join(table.metrics)}; measured ones are those of cost.json in the run folder, "
+            "if its space and options are the same "
+            "(python -m spos cost SPACE --latency --table RUN_DIR/cost.json)"
+        )
     if len(set(metrics)) < len(metrics):
         raise ConfigError(f"--path-range: {', '.join(metrics)}: give one range for each cost")
     if name in BOXED and not ranges:

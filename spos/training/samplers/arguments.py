@@ -21,7 +21,8 @@ def add_path_flags(group: Any) -> None:
     group.add_argument(
         "--path-range", action="append", metavar="COST=LOW:HIGH",
         help="bounds of the paths' macs, params or other costs, such as macs=290M:360M or "
-        "params=:5M; may be repeated (macs-uniform: the paper's, or mean +- 3 deviations)",
+        "params=:5M; may be repeated (macs-uniform: the paper's in its space, else mean +- 3 "
+        "deviations)",
     )  # fmt: skip
     group.add_argument(
         "--channel-warmup", metavar="SCHEDULE",
