@@ -59,8 +59,9 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         help="auto: DALI on a GPU if it is installed, torchvision otherwise",
     )  # fmt: skip
     group.add_argument(
-        "--workers", type=not_negative, default=2, help="of the loader (default: %(default)s)"
-    )
+        "--workers", type=not_negative,
+        help="processes of the loader (default: 2; none for small images on a CPU)",
+    )  # fmt: skip
     group.add_argument(
         "--cache", type=not_negative, metavar="MIB",
         help="memory of a torchvision loader for decoded images (default: 1024 for small images, "

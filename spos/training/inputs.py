@@ -160,7 +160,7 @@ def open_inputs(
         augmentation=args.augmentation or preset.augmentation,
         preprocessing=Preprocessing("spos" if args.spos_preprocessing else "standard"),
         backend=_choose_backend(args.loader, device),
-        workers=args.workers,
+        workers=_default_workers(kind, device) if args.workers is None else args.workers,
         device=device,
         cache=_default_cache(kind) if args.cache is None else args.cache,
     )
@@ -270,6 +270,15 @@ def _classify(data: DataFolder) -> tuple[str, int]:
 def _default_cache(kind: str) -> int:
     """In MiB; photographs hardly ever fit, and decoding them anew wants no memory."""
     return 0 if kind == "imagenet" else SMALL_IMAGES_CACHE
+
+
+def _default_workers(kind: str, device: torch.device) -> int:
+    """None for small images on a CPU.
+
+    To cut and mirror what is in memory takes less time than to hand it from process to process, and
+    each process more takes a core away from the threads that train.
+    """
+    return 0 if kind != "imagenet" and device.type == "cpu" else 2
 
 
 def _choose_backend(name: str, device: torch.device) -> str:

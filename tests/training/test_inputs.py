@@ -56,6 +56,15 @@ def test_batch_of_photographs_fits_the_memory_of_a_cpu(tmp_path, device, side, b
         assert (recipe.batch_size, recipe.lr) == (batch, lr)
 
 
+@pytest.mark.parametrize(
+    ("device", "side", "workers"), [("cpu", 8, 0), ("cuda", 8, 2), ("cpu", 120, 2)]
+)
+def test_small_images_in_memory_are_cut_by_the_process_that_trains(tmp_path, device, side, workers):
+    folder = write_data(tmp_path, train=3, test=1, size=side)
+    found = open_with("--data-dir", folder, "--loader", "torchvision", device=torch.device(device))
+    assert found.workers == workers
+
+
 def test_digits_are_known_wherever_they_lie(digits):
     found = open_with("--data-dir", digits)
     assert (found.kind, found.augmentation) == ("digits", "crop")
