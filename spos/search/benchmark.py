@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,11 +41,6 @@ class MacroTable:
     runs: Mapping[Genes, tuple[float, ...]]
     means: Mapping[Genes, float]
     costs: CostTable
-
-    @property
-    def most(self) -> Mapping[str, float]:
-        """The highest answer that a query can have, by mode."""
-        return {"mean": max(self.means.values()), "one-run": max(map(max, self.runs.values()))}
 
 
 def load_macro_table(path: Path) -> MacroTable:
@@ -121,29 +116,27 @@ def run_once(table: MacroTable, method: Method, *, mode: str, num_queries: int) 
     """
     search = Search(FeasibleSpace(table.costs), method)
     answers = _answers(table, mode, method.seed)
-    most = table.most[mode]
+    most = max(answers.values())
     best: list[float] = []
     record, accuracy = -math.inf, 0.0
     # When no answer can be better than the best one, its accuracy stays what it is.
     while len(best) < num_queries and record < most and (choices := search.ask()) is not None:
         genes = search.space.genes(choices)
-        answer = answers(genes)
-        search.tell(choices, answer)
-        if answer > record:
-            record, accuracy = answer, table.means[genes]
+        search.tell(choices, answers[genes])
+        if answers[genes] > record:
+            record, accuracy = answers[genes], table.means[genes]
         best.append(accuracy)
     best += [accuracy] * (num_queries - len(best))
     reached = next((number for number, each in enumerate(best, start=1) if each >= TARGET), None)
     return Outcome(np.array(best), math.inf if reached is None else reached)
 
 
-def _answers(table: MacroTable, mode: str, seed: int) -> Callable[[Genes], float]:
+def _answers(table: MacroTable, mode: str, seed: int) -> Mapping[Genes, float]:
+    """What a query of each architecture returns, always the same in one search."""
     if mode == "mean":
-        return table.means.__getitem__
-    generator = np.random.default_rng([seed, 1])
-    drawn = generator.integers(NUM_RUNS, size=len(table.runs)).tolist()
-    runs = dict(zip(table.runs, drawn, strict=True))  # an architecture answers the same always
-    return lambda genes: table.runs[genes][runs[genes]]
+        return table.means
+    drawn = np.random.default_rng([seed, 1]).integers(NUM_RUNS, size=len(table.runs)).tolist()
+    return {genes: runs[run] for (genes, runs), run in zip(table.runs.items(), drawn, strict=True)}
 
 
 @dataclass(frozen=True)

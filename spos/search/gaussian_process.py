@@ -13,6 +13,8 @@ import numpy as np
 # A correlation of exp(-differences / length); fitted to the scores, as the noise is.
 LENGTHS = (0.15, 0.3, 0.6, 1.2, 2.4)  # shares of the number of choices
 NOISES = (1e-4, 1e-2, 0.1, 0.4)  # shares of the variance
+MAX_JUDGED = 150  # scores that length and noise are fitted to, from the best to the worst
+MIN_VARIANCE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -55,30 +57,40 @@ class GaussianProcess:
 
 def count_differences(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """How many genes differ between each of (m, labels) and each of (n, labels)."""
-    return (first[:, None] != second[None]).sum(axis=2)
+    candidates = np.arange(1 + max(first.max(), second.max()))
+    # One column for every candidate of every label: the product counts genes that are the same.
+    ones = [(genes[..., None] == candidates).reshape(len(genes), -1) for genes in (first, second)]
+    return first.shape[1] - ones[0].astype(float) @ ones[1].T.astype(float)
 
 
 def fit(genes: np.ndarray, scores: np.ndarray) -> GaussianProcess:
-    """The model under which ``scores`` (n) of ``genes`` (n, labels) are likeliest."""
+    """The model under which ``scores`` (n) of ``genes`` (n, labels), best first, are likeliest."""
+    length, noise = _likeliest(genes, scores)
+    near = np.exp(-count_differences(genes, genes) / length)
+    inverse = np.linalg.inv(near + noise * np.eye(len(near)))
+    mean = float(inverse.sum(axis=0) @ scores / inverse.sum())
+    weights = inverse @ (scores - mean)
+    variance = max(float((scores - mean) @ weights) / len(scores), MIN_VARIANCE)
+    best = mean + float((near @ weights).max())
+    return GaussianProcess(genes, weights, inverse, mean, variance, length, best)
+
+
+def _likeliest(genes: np.ndarray, scores: np.ndarray) -> tuple[float, float]:
+    """The length and noise under which the scores are likeliest, judged by `MAX_JUDGED` of them."""
+    if len(genes) > MAX_JUDGED:
+        chosen = np.linspace(0, len(genes) - 1, MAX_JUDGED).astype(int)
+        genes, scores = genes[chosen], scores[chosen]
     count, num_labels = genes.shape
     differences = count_differences(genes, genes)
-    found: tuple[float, GaussianProcess] | None = None
-    for share in LENGTHS:
-        length = share * num_labels
-        near = np.exp(-differences / length)
-        values, vectors = np.linalg.eigh(near)
+    found = []
+    for length in (share * num_labels for share in LENGTHS):
+        values, vectors = np.linalg.eigh(np.exp(-differences / length))
         ones, target = vectors.T @ np.ones(count), vectors.T @ scores
         for noise in NOISES:
             spectrum = np.maximum(values, 0) + noise
-            mean = float((ones * target / spectrum).sum() / (ones**2 / spectrum).sum())
-            centred = target - mean * ones
-            variance = max(float((centred**2 / spectrum).mean()), 1e-12)
-            likelihood = -0.5 * (count * math.log(variance) + float(np.log(spectrum).sum()))
-            if found is None or likelihood > found[0]:
-                weights = vectors @ (centred / spectrum)
-                best = mean + float((near @ weights).max())
-                inverse = (vectors / spectrum) @ vectors.T
-                model = GaussianProcess(genes, weights, inverse, mean, variance, length, best)
-                found = likelihood, model
-    assert found is not None
-    return found[1]
+            mean = (ones * target / spectrum).sum() / (ones**2 / spectrum).sum()
+            variance = max(((target - mean * ones) ** 2 / spectrum).mean(), MIN_VARIANCE)
+            likelihood = -0.5 * (count * math.log(variance) + np.log(spectrum).sum())
+            found.append((likelihood, length, noise))
+    _, length, noise = max(found, key=lambda each: each[0])
+    return length, noise

@@ -68,10 +68,11 @@ class PredictorSearch:
         if len(history) >= self.num_random and len(ranking) > 1:
             model = _fit(history, ranking)
             parents = np.array([genes for genes, _ in ranking[: self.num_parents]])
-            pool = self._breed(parents, space, generator)
-            gain = model.expected_improvement(pool)
+            bred = dict.fromkeys(map(tuple, self._breed(parents, space, generator).tolist()))
+            pool = [genes for genes in bred if genes not in history]
+            gain = model.expected_improvement(np.array(pool)) if pool else np.array([])
             for number in np.argsort(-gain, kind="stable").tolist():
-                batch.add(tuple(pool[number].tolist()))
+                batch.add(pool[number])
                 if batch.num_missing == 0:
                     break
         batch.fill(generator)

@@ -143,11 +143,13 @@ class SearchTuner(Tuner):
     ) -> None:
         """Take a trial's final result; ``parameters`` is not looked at (NNI may blank it)."""
         with self._event():
-            self._reported.add(parameter_id)
             issued = self._issued.get(parameter_id)
-            expected = issued.choices if issued else None
+            result = read_result(value, self._spec, expected=issued.choices if issued else None)
+            if result.score is None and parameter_id in self._reported:
+                return  # it has failed before: its candidate may be in its second trial by now
+            self._reported.add(parameter_id)
             self._record.settle(
-                read_result(value, self._spec, expected=expected),
+                result,
                 trial=kwargs.get("trial_job_id"),
                 seconds=round(time.monotonic() - issued.began, 3) if issued else None,
             )
@@ -303,9 +305,14 @@ class SearchTuner(Tuner):
                 num_events = self._num_events
             if num_quiet >= QUIET_POLLS:
                 with self._event():
-                    if self._search.running:
-                        self._record.lose_running()
-                    self._num_held = 0
+                    self._lose_running()
+
+    def _lose_running(self) -> None:
+        """No trial runs any more: what is missing is lost, and nothing is held back for it."""
+        self._judge_ended()
+        self._reported.update(self._issued)  # a failure told from now on is this one
+        self._num_lost = self._num_held = 0
+        self._record.lose_running()
 
 
 @dataclass(frozen=True)

@@ -208,6 +208,20 @@ def test_table_that_is_there_gets_the_metric(run, path):
     assert value["terms"][0]["latency_ms"] == list(again.terms[0].costs[METRIC])
 
 
+@pytest.mark.gpu
+def test_graphics_card_is_measured_where_it_is_asked_for(run, path):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    words = (TINY, "--latency", "--device", "cuda", "--batch-size", 64, "--rounds", 2)
+    value = json.loads(run(*words, "--table", path, "--json"))
+    assert value["device"] == torch.cuda.get_device_name()
+    assert value["batch_size"] == 64 and value["check"]["subnets"] == 4
+    table = CostTable.load(path)
+    assert all(each > 0 for term in table.terms for each in term.costs[METRIC])
+    low, high = table.bounds(METRIC)
+    assert 0 < low <= high < 1e3  # milliseconds
+
+
 def test_new_table_is_made_with_the_metric(run, tmp_path):
     words = (TINY, "--latency", "--rounds", 1, "--image-size", 8, "--num-classes", 3)
     run(*words, "--table", tmp_path / "new.json")

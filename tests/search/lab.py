@@ -1,5 +1,6 @@
 """A folder with its own HOME for one real NNI experiment whose trials are `toy_trial.py`."""
 
+import contextlib
 import os
 import shutil
 import socket
@@ -91,6 +92,17 @@ class Lab:
     def evaluated(self) -> Counter:
         """How often each architecture's evaluation began."""
         return Counter((self.folder / "trials.log").read_text().splitlines())
+
+    def running_trial(self) -> tuple[str, psutil.Process] | None:
+        """The architecture whose evaluation began last, and the trial that is at it."""
+        begun = (self.folder / "trials.log").read_text().split()
+        finished = {each.id for each in self.entries()}
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                is_trial = "NNI_TRIAL_JOB_ID" in process.environ()
+                if is_trial and TOY.name in process.cmdline()[1] and begun[-1] not in finished:
+                    return begun[-1], process
+        return None
 
     def processes(self) -> list[psutil.Process]:
         """Whatever runs with this HOME, or one below it."""

@@ -26,10 +26,13 @@ from spos.search.results import read_entries
 from spos.search.searcher import Search
 from spos.search.tuner import SearchTuner
 
+NUM_KILLS = 3
+
 
 def make_search(name="evolution", **changes) -> Search:
     method = build_method(name, {"rounds": 3, "population": 6, "seed": 1, **changes})
-    return Search(FeasibleSpace(toy_table()), method)
+    spec = toy_spec(has_channels=name == "two_stage")
+    return Search(FeasibleSpace(toy_table(spec)), method)
 
 
 def outcome(folder) -> list[tuple]:
@@ -82,34 +85,35 @@ SEARCH_SLOWLY = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from toy_trial import toy_score, toy_spec, toy_table
-from spos.search.aging import AgingEvolution
-from spos.search.feasible import FeasibleSpace
+from toy_trial import toy_score
+from spos.search.arguments import ExperimentPaths, build_search
 from spos.search.local import run_search
-from spos.search.searcher import Search
 
-folder = Path(sys.argv[2])
+folder, searcher = Path(sys.argv[2]), sys.argv[3]
+search = build_search(ExperimentPaths(folder), searcher=searcher, rounds=3, population=6, seed=1)
 
 def evaluate(choices):
     with open(folder / "evaluated.log", "a") as file:
-        file.write(toy_spec().architecture(choices).id + "\\n")
+        file.write(search.space.spec.architecture(choices).id + "\\n")
     time.sleep(0.02)
     return toy_score(choices)
 
-method = AgingEvolution(rounds=3, population=6, seed=1)
-run_search(Search(FeasibleSpace(toy_table()), method), evaluate, folder=folder)
+run_search(search, evaluate, folder=folder)
 """
 
 
-def test_search_killed_at_random_moments_ends_as_if_it_was_not(tmp_path):
+@pytest.mark.parametrize("searcher", METHODS)
+def test_search_killed_at_random_moments_ends_as_if_it_was_not(tmp_path, searcher):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_search(make_search("aging"), toy_score, folder=whole)
+    search = make_search(searcher)
+    run_search(search, toy_score, folder=whole)
     killed.mkdir()
+    search.space.table.save(killed / "cost.json")
     evaluated = killed / "evaluated.log"
     evaluated.touch()
-    command = [sys.executable, "-c", SEARCH_SLOWLY, str(Path(__file__).parent), str(killed)]
-    generator = random.Random(0)
-    for _ in range(4):
+    command = [sys.executable, "-c", SEARCH_SLOWLY, Path(__file__).parent, killed, searcher]
+    generator = random.Random(searcher)
+    for _ in range(NUM_KILLS):
         until = len(evaluated.read_text().splitlines()) + generator.randint(1, 4)
         with subprocess.Popen(command) as process:
             while len(evaluated.read_text().splitlines()) < until and process.poll() is None:
@@ -120,7 +124,7 @@ def test_search_killed_at_random_moments_ends_as_if_it_was_not(tmp_path):
     subprocess.run(command, check=True)
     assert outcome(killed) == outcome(whole)
     begun = evaluated.read_text().splitlines()
-    assert len(begun) <= 18 + 4 and len(set(begun)) == 18
+    assert len(begun) <= 18 + NUM_KILLS and len(set(begun)) == 18
 
 
 def test_failures_are_tried_once_more_and_kept_with_their_reason(tmp_path):

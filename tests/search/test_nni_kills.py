@@ -42,22 +42,25 @@ def test_search_killed_at_random_moments_is_the_undisturbed_one(lab, searcher):
     channels = "--channels" if searcher == "two_stage" else ""
     lab.configure(trial=f"--seconds 0.4 {channels}", **arguments)
     process = lab.search("start", "--config", "config.yml")
-    killed = set()  # architectures whose trial was killed
+    done = []
+    killed: set[str] = set()  # architectures whose trial was killed
     for victim in victims:
         wait_for_result(lab, process)
         time.sleep(draw.uniform(0, 2))
-        if process.poll() is not None:
-            break
         finished = lab.entries(), lab.evaluated()
         if victim == "trial":
-            killed |= kill_trial(lab, but_not=killed)
-            continue
-        kill_part(lab, victim, process)
-        (known,) = lab.experiments
-        process = lab.search("resume", known.id)
-        check_finished(lab, *finished)
+            kill_trial(lab, process, killed)
+        if process.poll() is not None:
+            break
+        done.append(victim)
+        if victim != "trial":
+            kill_part(lab, victim, process)
+            (known,) = lab.experiments
+            process = lab.search("resume", known.id)
+            check_finished(lab, *finished)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
+    assert done == victims or NUM_KILLS  # that many may find the search at its end
     check_finished(lab, *finished)
     assert not lab.processes()
     assert outcome(lab.log) == undisturbed(lab.folder, arguments)
@@ -73,15 +76,18 @@ def wait_for_result(lab, process):
     )
 
 
-def kill_trial(lab, *, but_not) -> set[str]:
-    """Kill the trial that runs, unless it is some candidate's second: that would exclude it."""
-    for trial in lab.processes():
-        if "toy_trial.py" in " ".join(trial.cmdline()):
-            running = (lab.folder / "trials.log").read_text().split()[-1]
-            if running not in but_not and "NNI_TRIAL_JOB_ID" in trial.environ():
-                trial.kill()
-                return {running}
-    return set()
+def kill_trial(lab, process, killed: set[str]):
+    """Kill a trial, unless it is the second of some candidate: that would exclude it."""
+    num_before = len(killed)
+
+    def kill_running() -> bool:
+        found = lab.running_trial()
+        if found and found[0] not in killed:
+            found[1].kill()  # which does nothing if it has ended meanwhile
+            killed.add(found[0])
+        return len(killed) > num_before or process.poll() is not None
+
+    wait_for(kill_running, what="a trial to kill")
 
 
 def kill_part(lab, victim, process):

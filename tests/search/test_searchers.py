@@ -7,27 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
 from toy_trial import toy_score, toy_spec, toy_table
 
-from spos.architecture import SearchSpec
 from spos.cost.counting import build_cost_table
 from spos.cost.table import Constraint, CostTable
 from spos.errors import ConfigError, ConstraintError, SearchError
 from spos.search.arguments import METHODS, build_method
 from spos.search.feasible import FeasibleSpace
-from spos.search.searcher import MAX_ATTEMPTS, Method, Search
+from spos.search.searcher import Search
 
 LIMIT = Constraint("macs", high=24_500)
-BLOCKS = ("k3", "k5", "k7")
 
 
 def make_search(name, *, num_layers=20, constraints=(LIMIT,), **changes) -> Search:
@@ -209,88 +198,3 @@ def test_same_seed_same_search_under_any_hash_seed():
     assert outputs[0] == outputs[1]
     for name, asked in zip(METHODS, json.loads(outputs[0]), strict=True):
         assert len(asked) == 48 and asked != run(make_search(name, seed=8))
-
-
-class SearchMachine(RuleBasedStateMachine):
-    """Any history of asks, results, failures, repetitions and reloads (promise 16)."""
-
-    def __init__(self):
-        super().__init__()
-        self.search = self.make()
-        self.running: list[dict] = []
-        self.done: list[tuple[dict, float | None]] = []
-        self.times_asked: dict[tuple, int] = {}
-        self.scored: set[tuple] = set()
-
-    method: Method
-
-    def make(self) -> Search:
-        spec = SearchSpec("toy", {}, {"a": BLOCKS, "channel_1": (2, 4, 6), "c": BLOCKS})
-        space = FeasibleSpace(toy_table(spec), [Constraint("macs", high=1700)])
-        return Search(space, self.method)
-
-    @rule()
-    def ask(self):
-        choices = self.search.ask()
-        if choices is None:
-            assert self.search.is_stopped or self.search.is_finished or self.running
-            return
-        assert key(choices) not in self.scored
-        assert choices not in self.running
-        self.times_asked[key(choices)] = self.times_asked.get(key(choices), 0) + 1
-        assert self.times_asked[key(choices)] <= MAX_ATTEMPTS
-        self.running.append(choices)
-
-    @precondition(lambda self: self.running)
-    @rule(data=st.data(), score=st.floats(0, 1))
-    def succeed(self, data, score):
-        choices = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
-        assert self.search.tell(choices, score)
-        self.scored.add(key(choices))
-        self.done.append((choices, score))
-
-    @precondition(lambda self: self.running)
-    @rule(data=st.data(), is_lost=st.booleans())
-    def fail(self, data, is_lost):
-        choices = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
-        settled = self.search.lose(choices) if is_lost else self.search.tell(choices, None)
-        assert settled == (self.times_asked[key(choices)] == MAX_ATTEMPTS)
-
-    @precondition(lambda self: self.done)
-    @rule(data=st.data())
-    def repeat(self, data):
-        choices, score = data.draw(st.sampled_from(self.done))
-        before = self.search.state()
-        assert not self.search.tell(choices, score)
-        assert not self.search.tell(choices, None)
-        assert self.search.state() == before
-
-    @rule()
-    def reload(self):
-        state = json.loads(json.dumps(self.search.state()))
-        self.search = self.make()
-        self.search.load_state(state)
-        assert self.search.running == sorted(
-            self.running, key=lambda each: self.search.running.index(each)
-        )
-
-    @invariant()
-    def counts_hold(self):
-        assert {key(each.choices) for each in self.search.ranking()} == self.scored
-        assert len(self.times_asked) <= self.search.num_planned
-        table = self.search.space.table
-        assert all(table.cost(dict(each)) <= 1700 for each in self.times_asked)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_promises_hold_in_any_history(name):
-    changes = {"rounds": 3, "population": 6, "max_failures": 5}
-    if name == "predictor":
-        changes.update(num_random=3, pool_size=20)
-
-    class Machine(SearchMachine):
-        method = build_method(name, changes)
-
-    run_state_machine_as_test(
-        Machine, settings=settings(max_examples=300, stateful_step_count=25, deadline=None)
-    )

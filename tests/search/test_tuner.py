@@ -1,12 +1,12 @@
 """The NNI tuner, driven as NNI's dispatcher drives it: pytest tests/search/test_tuner.py"""
 
 import json
-import random
 import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nni_double import Nni, final
 from toy_trial import toy_score, toy_spec, toy_table
 
 from spos.architecture import load_architecture
@@ -16,20 +16,6 @@ from spos.search.arguments import ExperimentPaths
 from spos.search.nni_server import NniTrial
 from spos.search.results import read_entries
 from spos.search.tuner import PAIRED_VARIABLE, EvolutionTuner, SearchTuner
-
-
-class Dispatcher:
-    """What NNI's dispatcher offers a tuner."""
-
-    def __init__(self):
-        self.sent = []
-        self.errors = []
-
-    def send_trial_callback(self, parameter_id, parameters):
-        self.sent.append((parameter_id, parameters))
-
-    def report_error(self, text):
-        self.errors.append(text)
 
 
 class Server:
@@ -64,58 +50,13 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make_tuner(folder, **changes) -> SearchTuner:
+def make_tuner(folder, *, is_resumed=False, **changes) -> SearchTuner:
     arguments = {"population": 6, "rounds": 3, "seed": 1, **changes}
     tuner = EvolutionTuner(cost_table=str(folder / "cost.json"), **arguments)
+    if is_resumed:
+        tuner.load_checkpoint()
     tuner.update_search_space(toy_spec().search_space())
     return tuner
-
-
-def final(choices, score=None):
-    return {"default": toy_score(choices) if score is None else score, "arch": dict(choices)}
-
-
-class Nni:
-    """The manager and the dispatcher: trials that end in any order, with events in any order."""
-
-    def __init__(self, tuner, *, concurrency, seed=0, end_first=False, evaluate=final):
-        self.tuner, self.concurrency = tuner, concurrency
-        self.random = random.Random(seed)
-        self.end_first, self.evaluate = end_first, evaluate
-        self.dispatcher = Dispatcher()
-        self.running: list[tuple[int, dict]] = []
-        self.next_id = 0
-        self.evaluated: list[dict] = []
-
-    def request(self, count):
-        ids = list(range(self.next_id, self.next_id + count))
-        self.next_id += count
-        callback = self.dispatcher.send_trial_callback
-        given = self.tuner.generate_multiple_parameters(ids, st_callback=callback)
-        self.running += zip(ids, given, strict=False)
-        self.running += self.dispatcher.sent
-        self.dispatcher.sent.clear()
-
-    def step(self):
-        """One trial ends."""
-        parameter_id, choices = self.running.pop(self.random.randrange(len(self.running)))
-        value = self.evaluate(choices)
-        self.evaluated.append(choices)
-        if self.end_first:
-            self.tuner.trial_end(parameter_id, value is not None)
-        if value is not None:
-            self.tuner.receive_trial_result(
-                parameter_id, "", value, trial_job_id=f"t{parameter_id}"
-            )
-        self.request(1)
-        if not self.end_first:
-            self.tuner.trial_end(parameter_id, value is not None)
-
-    def run(self, *, max_steps=1000):
-        self.request(self.concurrency)
-        while self.running and max_steps:
-            self.step()
-            max_steps -= 1
 
 
 def wait_for(condition):
@@ -137,7 +78,7 @@ def test_search_ends_with_every_score_beside_its_architecture(folder, concurrenc
     for each in entries:
         assert each.score == toy_score(each.choices)
         assert each.metrics["macs"] == table.cost(each.choices)
-    assert not nni.dispatcher.errors
+    assert not nni.errors
     wait_for(lambda: Server.ended_after == [1])
 
 
@@ -191,9 +132,7 @@ def test_failed_trials_are_tried_once_more(folder, monkeypatch, report, is_paire
     give_up_at = time.monotonic() + 10
     while len(read_entries(folder / "log")) < 18:
         assert time.monotonic() < give_up_at
-        Server.trials_now = [NniTrial("FAILED", number) for number in range(nni.next_id)]
-        nni.running += nni.dispatcher.sent
-        nni.dispatcher.sent.clear()
+        Server.trials_now = [NniTrial("FAILED", number) for number in range(nni.next_number)]
         while nni.running:
             nni.step()
         time.sleep(0.02)
@@ -209,10 +148,8 @@ def test_silent_deaths_without_pairing_are_tried_again_at_the_end(folder, monkey
     nni = Nni(make_tuner(folder), concurrency=3, evaluate=evaluate)
     nni.run()
     assert len(nni.evaluated) == 18  # nobody was blamed for another's death
-    Server.trials_now = [NniTrial("FAILED", number) for number in range(nni.next_id)]
-    wait_for(lambda: len(nni.dispatcher.sent) == min(len(evaluate.seen), 3))
-    nni.running += nni.dispatcher.sent
-    nni.dispatcher.sent.clear()
+    Server.trials_now = [NniTrial("FAILED", number) for number in range(nni.next_number)]
+    wait_for(lambda: len(nni.running) == min(len(evaluate.seen), 3))
     while nni.running:
         nni.step()
     assert {each.id for each in read_entries(folder / "log")} >= evaluate.seen
@@ -222,13 +159,14 @@ def test_silent_deaths_without_pairing_are_tried_again_at_the_end(folder, monkey
 
 def test_trials_that_wait_for_a_gpu_are_not_taken_for_lost(folder):
     nni = Nni(make_tuner(folder, rounds=1), concurrency=6)
-    nni.request(6)
-    nni.request(1)  # nothing left to give: the tuner watches
+    nni.request()
+    nni.num_owed = 1
+    nni.request()  # nothing left to give: the tuner watches
     Server.trials_now = [NniTrial("SUCCEEDED", number) for number in range(5)]  # one not started
     time.sleep(0.2)
-    assert not nni.dispatcher.sent
+    assert len(nni.running) == 6
     Server.trials_now.append(NniTrial("FAILED", 5))
-    wait_for(lambda: nni.dispatcher.sent)
+    wait_for(lambda: len(nni.running) == 7)
 
 
 def test_candidate_that_fails_twice_is_kept_with_its_reason(folder):
@@ -263,6 +201,19 @@ def test_results_without_a_finite_score_are_failures(folder, value):
     tuner.receive_trial_result(2, choices, value)
     (entry,) = read_entries(folder / "log")
     assert entry.score is None and "score" in entry.failure
+
+
+def test_failure_told_twice_leaves_the_second_trial_its_chance(folder):
+    tuner = make_tuner(folder, rounds=1, population=2)
+    first, _ = tuner.generate_multiple_parameters([0, 1])
+    failure = {"default": None, "arch": first}
+    tuner.receive_trial_result(0, "", failure)
+    assert tuner.generate_multiple_parameters([2]) == [first]
+    tuner.receive_trial_result(0, "", failure)
+    assert read_entries(folder / "log") == []
+    tuner.receive_trial_result(2, "", final(first))
+    (entry,) = read_entries(folder / "log")
+    assert entry.score == toy_score(first)
 
 
 def test_plain_number_is_a_score_for_what_the_id_stands_for(folder):
@@ -302,7 +253,7 @@ def test_ten_failures_in_a_row_end_the_experiment(folder, monkeypatch, report, i
 
     nni = Nni(make_tuner(folder), concurrency=2, evaluate=evaluate)
     nni.run(max_steps=12)
-    (error,) = nni.dispatcher.errors
+    (error,) = nni.errors
     assert "10 evaluations failed in a row" in error and "resume" in error
     assert len(nni.evaluated) <= 12
     state = json.loads((folder / "checkpoint" / "search.json").read_text())
@@ -312,9 +263,7 @@ def test_ten_failures_in_a_row_end_the_experiment(folder, monkeypatch, report, i
 def test_stale_search_space_ends_the_experiment(folder):
     tuner = make_tuner(folder)
     tuner.update_search_space(toy_spec(5).search_space())
-    dispatcher = Dispatcher()
-    assert tuner.generate_multiple_parameters([0], st_callback=dispatcher.send_trial_callback) == []
-    (error,) = dispatcher.errors
+    error = refusal(tuner)
     assert "stale" in error and "ss_gen" in error
 
 
@@ -323,12 +272,21 @@ def test_full_disk_ends_the_experiment_without_raising(folder, monkeypatch):
         raise OSError(28, "No space left on device")
 
     nni = Nni(make_tuner(folder), concurrency=1)
-    nni.request(1)
+    nni.request()
     monkeypatch.setattr("spos.search.record.write_text", refuse)
     nni.step()
-    (error,) = nni.dispatcher.errors
+    (error,) = nni.errors
     assert "No space left on device" in error
     assert not nni.running
+
+
+def refusal(tuner) -> str:
+    """The error that the experiment ends with before its first trial."""
+    nni = Nni(tuner, concurrency=1)
+    nni.request()
+    assert not nni.trials
+    (error,) = nni.errors
+    return error
 
 
 JUNK = st.recursive(
@@ -359,56 +317,46 @@ def test_tuner_never_raises_whatever_trials_report(folder, values):
 
 def crash_and_resume(folder, nni, *, rerun):
     """kill -9 of everything, then `nnictl resume`; NNI runs again the trials in ``rerun``."""
-    tuner = EvolutionTuner(population=6, rounds=3, seed=1, cost_table=str(folder / "cost.json"))
-    tuner.load_checkpoint()
-    tuner.update_search_space(toy_spec().search_space())
-    after = Nni(tuner, concurrency=nni.concurrency)
-    bulk = [
-        # NNI pairs results with other parameters here; only the value can be trusted.
-        {"parameter": nni.evaluated[0], "value": final(each), "trialJobId": "old"}
-        for each in nni.evaluated
-    ]
-    tuner.import_data(bulk)
-    for choices in rerun:
-        tuner.import_data([{"parameter": choices, "value": final(choices)}])
-        after.evaluated.append(choices)
-    return after
+    nni.resume(make_tuner(folder, is_resumed=True), rerun=rerun)
+
+
+def check_evaluated_once(folder, nni):
+    """Every planned candidate was evaluated, and none again."""
+    identifiers = {toy_spec().architecture(each).id for each in nni.evaluated}
+    assert len(nni.evaluated) == len(identifiers) == 18
+    assert len((folder / "log" / "search.jsonl").read_text().splitlines()) == 18
 
 
 @pytest.mark.parametrize("num_steps", [0, 3, 8, 17])
 def test_resumed_search_evaluates_nothing_twice(folder, num_steps):
     nni = Nni(make_tuner(folder), concurrency=3)
     nni.run(max_steps=num_steps)
-    in_flight = [choices for _, choices in nni.running]
-    after = crash_and_resume(folder, nni, rerun=in_flight)
-    after.run()
-    evaluated = [*nni.evaluated, *after.evaluated]
-    assert len(evaluated) == 18
-    assert len({toy_spec().architecture(each).id for each in evaluated}) == 18
-    assert len((folder / "log" / "search.jsonl").read_text().splitlines()) == 18
+    crash_and_resume(folder, nni, rerun=nni.running)
+    nni.run()
+    check_evaluated_once(folder, nni)
 
 
 def test_trials_that_nni_forgot_are_evaluated_after_resume(folder):
     nni = Nni(make_tuner(folder), concurrency=3)
     nni.run(max_steps=4)
-    lost = [choices for _, choices in nni.running]
-    after = crash_and_resume(folder, nni, rerun=[])
-    after.run()
-    Server.trials_now = [NniTrial("SUCCEEDED", number) for number in range(after.next_id)]
-    wait_for(lambda: len(after.dispatcher.sent) == 3)
-    assert [choices for _, choices in after.dispatcher.sent] == lost
+    lost = [each.choices for each in nni.running]
+    crash_and_resume(folder, nni, rerun=[])
+    nni.run()
+    Server.trials_now = [NniTrial("SUCCEEDED", number) for number in range(nni.next_number)]
+    wait_for(lambda: len(nni.running) == 3)
+    assert [each.choices for each in nni.running] == lost
 
 
 def test_result_saved_by_nni_but_not_by_us_is_not_lost(folder):
     """The tuner was killed after NNI took a result and before it was written."""
     nni = Nni(make_tuner(folder), concurrency=1)
     nni.run(max_steps=4)
-    ((_, last),) = nni.running
-    nni.evaluated.append(last)
-    after = crash_and_resume(folder, nni, rerun=[])
-    after.run()
-    assert last not in after.evaluated
-    assert len(read_entries(folder / "log")) == 18
+    (last,) = nni.running
+    last.value = nni.evaluate(last.choices)
+    nni.evaluated.append(last.choices)
+    crash_and_resume(folder, nni, rerun=[])
+    nni.run()
+    check_evaluated_once(folder, nni)
 
 
 def test_crash_between_journal_and_state_is_mended(folder):
@@ -417,20 +365,18 @@ def test_crash_between_journal_and_state_is_mended(folder):
     before = (folder / "checkpoint" / "search.json").read_bytes()
     nni.step()
     (folder / "checkpoint" / "search.json").write_bytes(before)
-    after = crash_and_resume(folder, nni, rerun=[choices for _, choices in nni.running])
-    after.run()
-    lines = (folder / "log" / "search.jsonl").read_text().splitlines()
-    assert len(lines) == 18
-    assert not [each for each in after.evaluated if each in nni.evaluated]
+    crash_and_resume(folder, nni, rerun=nni.running)
+    nni.run()
+    check_evaluated_once(folder, nni)
 
 
 def test_lost_state_does_not_evaluate_finished_candidates_again(folder):
     nni = Nni(make_tuner(folder), concurrency=1)
     nni.run(max_steps=8)
     (folder / "checkpoint" / "search.json").unlink()
-    after = crash_and_resume(folder, nni, rerun=[])
-    after.run()
-    assert not [each for each in after.evaluated if each in nni.evaluated]
+    crash_and_resume(folder, nni, rerun=[])
+    nni.run()
+    assert len(nni.evaluated) == len({toy_spec().architecture(each).id for each in nni.evaluated})
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 1}', b'{"version": 2}'])
@@ -438,12 +384,7 @@ def test_damaged_state_ends_the_experiment_with_its_name(folder, content):
     make_tuner(folder).generate_multiple_parameters([0])
     path = folder / "checkpoint" / "search.json"
     path.write_bytes(content)
-    tuner = EvolutionTuner(cost_table=str(folder / "cost.json"))
-    tuner.load_checkpoint()
-    tuner.update_search_space(toy_spec().search_space())
-    dispatcher = Dispatcher()
-    assert tuner.generate_multiple_parameters([0], st_callback=dispatcher.send_trial_callback) == []
-    assert "search.json" in dispatcher.errors[0]
+    assert "search.json" in refusal(make_tuner(folder, is_resumed=True))
     assert path.read_bytes() == content
 
 
@@ -451,11 +392,7 @@ def test_state_of_other_settings_is_refused_and_kept(folder):
     make_tuner(folder).generate_multiple_parameters([0])
     path = folder / "checkpoint" / "search.json"
     before = path.read_bytes()
-    tuner = EvolutionTuner(population=7, cost_table=str(folder / "cost.json"))
-    tuner.load_checkpoint()
-    dispatcher = Dispatcher()
-    assert tuner.generate_multiple_parameters([0], st_callback=dispatcher.send_trial_callback) == []
-    assert "population" in dispatcher.errors[0] or "rounds" in dispatcher.errors[0]
+    assert "population" in refusal(make_tuner(folder, is_resumed=True, population=7))
     assert path.read_bytes() == before
 
 
@@ -486,40 +423,26 @@ def test_relative_paths_start_at_the_code_directory(tmp_path):
     assert ExperimentPaths(tmp_path).cost_table(None) == tmp_path / "cost.json"
 
 
-def resume_tuner(folder) -> EvolutionTuner:
-    tuner = EvolutionTuner(population=6, rounds=3, seed=1, cost_table=str(folder / "cost.json"))
-    tuner.load_checkpoint()
-    tuner.update_search_space(toy_spec().search_space())
-    return tuner
-
-
 @pytest.mark.parametrize("is_started", [True, False])
 def test_candidate_that_nni_never_started_is_the_next_one_again(folder, monkeypatch, is_started):
     """The manager was killed between our answer and its own note of the trial."""
     monkeypatch.setenv(PAIRED_VARIABLE, "1")
-    (first,) = make_tuner(folder).generate_multiple_parameters([0])
-    tuner, dispatcher = resume_tuner(folder), Dispatcher()
-    dispatcher.recovered_trial_params = {0: first} if is_started else {}
-    callback = dispatcher.send_trial_callback
-    choices = tuner.generate_multiple_parameters([1], st_callback=callback)
-    assert choices == ([] if is_started else [first])
+    nni = Nni(make_tuner(folder), concurrency=1)
+    nni.request()
+    (first,) = nni.running
+    crash_and_resume(folder, nni, rerun=[first] if is_started else [])
+    nni.request()
+    (again,) = nni.running
+    assert again.choices == first.choices and again.is_rerun == is_started
 
 
 def test_resumed_search_does_not_run_ahead_of_its_scores(folder):
     """NNI asks for a candidate although a trial that it runs again takes the only slot."""
-    before = make_tuner(folder)
-    (first,) = before.generate_multiple_parameters([0])
-    tuner, dispatcher = resume_tuner(folder), Dispatcher()
-    dispatcher.recovered_trial_params = {0: first}
-    callback = dispatcher.send_trial_callback
-    assert tuner.generate_multiple_parameters([0], st_callback=callback) == []
-    tuner.import_data([{"parameter": first, "value": final(first)}])
-    handed = []
-    for number in range(1, 18):  # NNI asks when a trial has ended
-        (choices,) = tuner.generate_multiple_parameters([number], st_callback=callback)
-        assert not dispatcher.sent  # nothing for the request that is held back
-        handed.append(choices)
-        tuner.receive_trial_result(number, choices, final(choices))
-        tuner.trial_end(number, True)
-    assert len(tuner._idle) == 1 and len(handed) == 17
-    assert first not in handed
+    nni = Nni(make_tuner(folder), concurrency=1)
+    nni.request()
+    crash_and_resume(folder, nni, rerun=nni.running)
+    nni.request()
+    while nni.running:
+        assert len(nni.running) == 1
+        nni.step()
+    check_evaluated_once(folder, nni)
