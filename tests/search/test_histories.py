@@ -380,6 +380,7 @@ def machine(request, tmp_path, caplog):
     return type("Machine", (Histories,), names)
 
 
+@pytest.mark.slow
 def test_search_keeps_its_promises_in_any_history(machine):
     run_state_machine_as_test(
         machine, settings=settings(max_examples=300, stateful_step_count=20, deadline=None)
