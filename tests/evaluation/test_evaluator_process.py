@@ -57,6 +57,7 @@ def expected(trained) -> list[dict]:
     assert finished.status == 0, finished.stderr
     lines = [json.loads(line) for line in finished.stdout.splitlines()]
     assert [line.pop("arch") for line in lines] == CHOICES
+    assert all(0 <= line.pop("top1_uncalibrated") <= 1 for line in lines)  # by hand only
     return lines
 
 
