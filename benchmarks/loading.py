@@ -12,6 +12,7 @@ users have them, ours uint8, which is normalised on the device. Data are in the 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import tarfile
 import tempfile
@@ -79,10 +80,12 @@ def baseline(args: argparse.Namespace, root: Path) -> Callable[[], float]:
     return run
 
 
-def ours(args: argparse.Namespace, images: ImageSet, *, backend: str, cache: int) -> Loader:
+def ours(
+    args: argparse.Namespace, images: ImageSet, *, backend: str, cache: int = 0, workers: int
+) -> Loader:
     return build_loader(
         images, backend=backend, image_size=args.image_size, augmentation=args.augmentation,
-        batch_size=args.batch_size, shuffle=True, num_workers=args.workers, device=args.device,
+        batch_size=args.batch_size, shuffle=True, num_workers=workers, device=args.device,
         cache_bytes=cache * 2**20,
     )  # fmt: skip
 
@@ -129,12 +132,15 @@ def main() -> None:
         root = unpack(args.archive, Path(folder), args.count) if args.archive else args.data_dir
         images = scan_folder(root)
         images = select_images(images, range(min(args.count, len(images))))
+        build = functools.partial(ours, args, images)
         loaders = {
-            "ours, torchvision": ours(args, images, backend="torchvision", cache=0),
-            "ours, cached": ours(args, images, backend="torchvision", cache=args.cache),
+            "ours, torchvision": build(backend="torchvision", workers=args.workers),
+            "ours, cached": build(backend="torchvision", cache=args.cache, workers=args.workers),
+            # As training on a CPU does with small images.
+            "ours, cached, no workers": build(backend="torchvision", cache=args.cache, workers=0),
         }
         if args.dali:
-            loaders["ours, DALI"] = ours(args, images, backend="dali", cache=0)
+            loaders["ours, DALI"] = build(backend="dali", workers=args.workers)
         variants = {"ImageFolder": baseline(args, root)}
         variants.update({name: timed(loader) for name, loader in loaders.items()})
         print_rates(interleave(variants, rounds=args.rounds, warmup=1), unit="images/s")
