@@ -16,6 +16,7 @@ from spos.data.split import Split, apply_split, balanced_subset, load_split
 from spos.errors import CheckpointError
 from spos.evaluation.evaluator import Evaluator, ImageBatches, Room, find_room
 from spos.spaces import build_space
+from spos.spaces.convolution import place
 from spos.supernet import Supernet
 from spos.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights_into
 from spos.training.inputs import Inputs, reopen_inputs
@@ -106,7 +107,7 @@ class TrainedSupernet:
         space = build_space(config["space"], options=config["options"], affine=config["affine"])
         supernet = Supernet(space)
         load_weights_into(supernet, state["network"], source=str(checkpoint))
-        supernet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        place(supernet, device)
         data_dir = data_dir or Path(self.settings.runtime["data_dir"])
         inputs = reopen_inputs(
             dict(config), data_dir, run_dir=self.path, workers=workers, device=device

@@ -1,6 +1,6 @@
 """The training loop, for the supernet and for a subnet alike.
 
-Imports `spos.data`, `spos.supernet`, the modules of `spos.training` and torch.
+Imports `spos.data`, `spos.spaces`, `spos.supernet`, the modules of `spos.training` and torch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spos.data.loader import Loader
 from spos.data.preprocessing import Preprocessing
 from spos.errors import SposError
+from spos.spaces.convolution import place
 from spos.supernet import Supernet
 from spos.training import checkpoint, parallel
 from spos.training.meter import Meter
@@ -85,7 +86,7 @@ class Training:
         save_every: int = 1,
         shrinking: Shrinking | None = None,
     ) -> None:
-        self.network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = place(network, device)
         self.recipe, self.loader, self.preprocessing = recipe, loader, preprocessing
         self.device, self.run, self.sampler = device, run, shrinking or sampler
         self.shrinking = shrinking
