@@ -16,10 +16,11 @@ from spos.spaces.nni_pieces import MutableBatchNorm2d, MutableConv2d
 
 Width = Any  # an integer, or one of NNI's choices of integers
 
+# Not in place but for ReLU: of the others torch then copies the input, to have it in the gradient.
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "relu": lambda: nn.ReLU(inplace=True),
-    "relu6": lambda: nn.ReLU6(inplace=True),
-    "hswish": lambda: nn.Hardswish(inplace=True),
+    "relu6": nn.ReLU6,
+    "hswish": nn.Hardswish,
 }
 ATTENTIONS = ("canyonwind", "megvii")
 

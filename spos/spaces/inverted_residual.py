@@ -42,7 +42,7 @@ class InvertedResidual(nn.Module):
             *(pointwise(in_channels, hidden, affine=affine) if expansion > 1 else ()),
             nn.Conv2d(hidden, hidden, kernel_size, stride, padding, groups=hidden, bias=False),
             nn.BatchNorm2d(hidden, affine=affine),
-            nn.ReLU6(inplace=True),
+            nn.ReLU6(),
             nn.Conv2d(hidden, out_channels, 1, bias=False),
             nn.BatchNorm2d(out_channels, affine=affine),
         )
@@ -57,7 +57,7 @@ def pointwise(in_channels: int, out_channels: int, *, affine: bool) -> tuple[nn.
     return (
         nn.Conv2d(in_channels, out_channels, 1, bias=False),
         nn.BatchNorm2d(out_channels, affine=affine),
-        nn.ReLU6(inplace=True),
+        nn.ReLU6(),
     )
 
 
@@ -76,7 +76,7 @@ def stem(width: int, *, stride: int, affine: bool) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(3, width, 3, stride, 1, bias=False),
         nn.BatchNorm2d(width, affine=affine),
-        nn.ReLU6(inplace=True),
+        nn.ReLU6(),
     )
 
 
