@@ -29,6 +29,7 @@ LAYERS = {
     "spos.search": 3,
     "spos.spaces": 3,
     "spos.training.samplers": 3,
+    "spos.placement": 4,
     "spos.supernet": 4,
     "spos.cost": 4,
     "spos.training": 5,

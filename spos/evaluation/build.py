@@ -1,6 +1,6 @@
 """Evaluators: of a supernet in training, and of the one that a run folder holds.
 
-Imports `spos.spaces`, `spos.training` and what is below them.
+Imports `spos.placement`, `spos.spaces`, `spos.training` and what is below them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from spos.cost.table import CostTable
 from spos.data.split import Split, apply_split, balanced_subset, load_split
 from spos.errors import CheckpointError
 from spos.evaluation.evaluator import Evaluator, ImageBatches, Room, find_room
+from spos.placement import place
 from spos.spaces import build_space
-from spos.spaces.convolution import place
 from spos.supernet import Supernet
 from spos.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights_into
 from spos.training.inputs import Inputs, reopen_inputs

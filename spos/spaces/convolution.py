@@ -12,7 +12,7 @@ to fifty times as long as the output.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +22,13 @@ from torch.autograd.function import once_differentiable
 LARGEST_MAP = 8  # of those where `_weight_gradient` was measured to be faster than torch's
 
 Pair = tuple[int, int]
-Network = TypeVar("Network", bound=nn.Module)
 
 
-def place(network: Network, device: torch.device) -> Network:
-    """Move a network to where it will run, channels last, and see to its convolutions on a CPU.
-
-    Parameters, names and the state dict stay as they are; copies of the network compute as it does.
-    """
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for module in network.modules() if device.type == "cpu" else ():
+def choose_algorithms(network: nn.Module) -> None:
+    """Let every plain convolution of the network run by `convolve`."""
+    for module in network.modules():
         if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
             module.__dict__["_conv_forward"] = partial(_conv_forward, module)
-    return network
 
 
 def convolve(

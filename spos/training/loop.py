@@ -1,6 +1,6 @@
 """The training loop, for the supernet and for a subnet alike.
 
-Imports `spos.data`, `spos.spaces`, `spos.supernet`, the modules of `spos.training` and torch.
+Imports `spos.data`, `spos.placement`, `spos.supernet`, the modules of `spos.training` and torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from spos.data.loader import Loader
 from spos.data.preprocessing import Preprocessing
 from spos.errors import SposError
-from spos.spaces.convolution import place
+from spos.placement import place
 from spos.supernet import Supernet
 from spos.training import checkpoint, parallel
 from spos.training.meter import Meter

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from spos.architecture import SearchSpec
+from spos.placement import place
 from spos.spaces import build_space
-from spos.spaces.convolution import _Depthwise, convolve, place
+from spos.spaces.convolution import _Depthwise, convolve
 from spos.supernet import Supernet
 from spos.training.samplers import UniformSampler
 
