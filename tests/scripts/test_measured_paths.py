@@ -67,16 +67,16 @@ def test_range_of_a_cost_that_was_not_measured_says_where_it_belongs(trained):
 
 
 def test_shrunk_run_keeps_to_the_latency_and_continues(workspace):
-    run = workspace.folder / "shrunk"
+    run = workspace.folder / "fast-shrunk"
     words = ("cost", TINY, "--latency", "--rounds", "1", "--image-size", "8", "--num-classes", "3")
     assert main([*words, "--table", str(run / "cost.json")]) == 0
     high = CostTable.load(run / "cost.json").bounds("latency_ms")[1]
     flags = (*SHRINK, "--sampler", "constrained", "--path-range", f"latency_ms=:{high}")
-    finished = workspace.supernet(*flags, run="shrunk")
+    finished = workspace.supernet(*flags, run="fast-shrunk")
     assert finished.status == 0, finished.stderr
     left = CostTable.load(run / "cost.json")
     assert left.spec.num_architectures <= 4 and "latency_ms" in left.measured
     before = (run / "cost.json").read_bytes()
-    finished = workspace.supernet(*flags, run="shrunk")
+    finished = workspace.supernet(*flags, run="fast-shrunk")
     assert finished.status == 0 and "after step 36 of 36" in finished.stderr, finished.stderr
     assert (run / "cost.json").read_bytes() == before
