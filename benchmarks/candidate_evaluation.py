@@ -1,6 +1,8 @@
 """Candidates a minute through real NNI trials: ours against one fresh process for each.
 
     python benchmarks/candidate_evaluation.py --data-dir data/cifar10 --rounds 3
+    python benchmarks/candidate_evaluation.py --candidates 60 --generations 3 \\
+        --baseline-candidates 4 --rounds 1 --concurrency 1
 
 The baseline is what the published systems do: a trial imports NNI and torch, loads the checkpoint,
 builds the loaders, lets BatchNorm's running averages see 200 batches and validates, in contiguous
@@ -36,6 +38,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--validation", type=int, default=2000, help="images")
     parser.add_argument("--batches", type=int, default=200, help="of the baseline's recalibration")
     parser.add_argument("--candidates", type=int, default=20, help="of each search")
+    parser.add_argument(
+        "--baseline-candidates", type=int, help="of the baseline's searches (as many)"
+    )
     parser.add_argument("--generations", type=int, default=2, help="of each search")
     parser.add_argument("--rounds", type=int, default=3, help="searches of each kind")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2], help="of the trials")
@@ -49,6 +54,7 @@ def main() -> None:
     if args.baseline_trial:
         run_baseline_trial(args)
         return
+    args.baseline_candidates = args.baseline_candidates or args.candidates
     run = args.work_dir.resolve() / f"{args.image_size}_{args.calibration}_{args.validation}"
     make_run(
         run, args.data_dir, image_size=args.image_size,
@@ -59,6 +65,7 @@ def main() -> None:
     print_configuration(
         space="shufflenetv2", image_size=args.image_size, calibration=args.calibration,
         validation=args.validation, candidates=args.candidates, generations=args.generations,
+        baseline_candidates=args.baseline_candidates,
         threads=args.threads, baseline_batches=args.batches,
     )  # fmt: skip
     print_rates(rates, unit="candidates/min")
@@ -81,11 +88,14 @@ def build_variants(
 
     def measure(command: list[str], concurrency: int) -> float:
         before = len(read_evaluation_seconds(run))
+        candidates, generations = args.candidates, args.generations
+        if command is baseline:  # to which every candidate costs the same
+            candidates, generations = args.baseline_candidates, 1
         done = run_search(
-            args.work_dir.resolve() / "search", command, candidates=args.candidates,
-            concurrency=concurrency, seed=next(seeds), rounds=args.generations,
+            args.work_dir.resolve() / "search", command, candidates=candidates,
+            concurrency=concurrency, seed=next(seeds), rounds=generations,
         )  # fmt: skip
-        assert count_choices(done.entries) == args.candidates, "a candidate was lost"
+        assert count_choices(done.entries) == candidates, "a candidate was lost"
         if command is ours and concurrency == 1:
             overheads.append(_overhead(done, read_evaluation_seconds(run)[before:]))
         return done.per_minute()
