@@ -12,7 +12,9 @@ on the same images, which are on the device already; `--data-dir` adds ours with
 from __future__ import annotations
 
 import argparse
+import ctypes
 import itertools
+import platform
 import statistics
 import sys
 import time
@@ -29,6 +31,7 @@ from spos.cost.operations import list_operations
 from spos.data.folder import open_data
 from spos.data.loader import Loader, build_loader
 from spos.data.preprocessing import Preprocessing
+from spos.placement import keep_freed_memory
 from spos.spaces import build_space
 from spos.spaces.blocks import TwoBranchBlock
 from spos.supernet import Supernet
@@ -42,6 +45,7 @@ CHECKED_BATCH = 16
 TOLERANCE = 1e-4  # relative, of the losses
 LR, MOMENTUM, WEIGHT_DECAY, SMOOTHING = 0.05, 0.9, 4e-5, 0.1
 NUM_PATHS = 20
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of malloc.h
 
 Step = Callable[[], object]
 
@@ -172,12 +176,30 @@ def compare_losses(args: argparse.Namespace) -> float:
     return max(abs(a - b) / abs(b) for a, b in zip(*losses, strict=True))
 
 
-def timed(args: argparse.Namespace, step: Step) -> Callable[[], float]:
+def leave_memory_to_glibc() -> None:
+    """Its own thresholds for giving memory back, as they are once it has adapted to large tensors.
+
+    Ours changes them for the whole process (`spos.placement.keep_freed_memory`).
+    """
+    if platform.libc_ver()[0] == "glibc":
+        for option, value in (
+            (_TRIM_THRESHOLD, 2**26),
+            (_MMAP_THRESHOLD, 2**25),
+            (_MMAP_MAX, 2**16),
+        ):
+            ctypes.CDLL(None).mallopt(option, value)
+
+
+def timed(
+    args: argparse.Namespace, step: Step, *, prepare: Callable[[], None] = keep_freed_memory
+) -> Callable[[], float]:
     """What runs the steps of a round and returns images per second."""
 
     clock = time.process_time if args.cpu_time else time.perf_counter
 
     def run() -> float:
+        if args.device == "cpu":
+            prepare()
         synchronize(args)
         begun = clock()
         for _ in range(args.steps):
@@ -286,7 +308,7 @@ def main() -> None:
     batch = make_images(args, args.batch_size)
     training = our_training(args, build_supernet(args), FixedBatch(*batch), amp=args.amp)
     variants = {
-        "published": timed(args, published_step(args, batch)),
+        "published": timed(args, published_step(args, batch), prepare=leave_memory_to_glibc),
         "ours": timed(args, lambda: training.train_step(*batch)),
     }
     waits: list[float] = []

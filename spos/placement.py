@@ -27,15 +27,16 @@ def place(network: Network, device: torch.device) -> Network:
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu":
         choose_algorithms(network)
-        _keep_freed_memory()
+        keep_freed_memory()
     return network
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc reuse the memory of activations that were freed.
 
     By default it returns every tensor of more than 32 MiB to the system at once, whose pages are
-    then mapped and cleared anew at the next allocation: up to two fifths of the time of a step.
+    then mapped and cleared anew at the next allocation: up to two fifths of the time of a step. It
+    holds for the whole process; an allocator that was put in glibc's place is left alone.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
