@@ -35,7 +35,7 @@ def keep_freed_memory() -> None:
     """Let glibc reuse the memory of activations that were freed.
 
     By default it returns every tensor of more than 32 MiB to the system at once, whose pages are
-    then mapped and cleared anew at the next allocation: up to two fifths of the time of a step. It
+    then mapped and cleared anew at the next allocation: up to two fifths of the time of a pass. It
     holds for the whole process; an allocator that was put in glibc's place is left alone.
     """
     if platform.libc_ver()[0] == "glibc":

@@ -1,6 +1,6 @@
 """Convolutions as a CPU runs them fastest: the same functions and gradients, other algorithms.
 
-Imports torch only.
+Imports `spos.spaces.sliced` and torch.
 
 Torch hands all convolutions of a CPU to oneDNN. For two kinds, which most networks of a search
 space consist of, that is not the best there is: a pointwise one is a matrix product over channels,
@@ -19,16 +19,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from spos.spaces.sliced import get_slicing
+
 LARGEST_MAP = 8  # of those where `_weight_gradient` was measured to be faster than torch's
 
 Pair = tuple[int, int]
 
 
 def choose_algorithms(network: nn.Module) -> None:
-    """Let every plain convolution of the network run by `convolve`."""
+    """Let every convolution of the network run by `convolve`, those of searched sizes included."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros":
-            module.__dict__["_conv_forward"] = partial(_conv_forward, module)
+        slicing = get_slicing(module)
+        layers = [each.plain for each in slicing.extents.values()] if slicing else [module]
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros":
+                layer.__dict__["_conv_forward"] = partial(_conv_forward, layer)
 
 
 def convolve(

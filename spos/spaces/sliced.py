@@ -1,6 +1,6 @@
 """Layers built at their largest size that run at the size of the active path, by slicing.
 
-Imports torch, `spos.architecture`, `spos.errors`, `spos.spaces.{convolution,nni_pieces}`.
+Imports torch, `spos.architecture`, `spos.errors`, `spos.spaces.nni_pieces`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from spos.architecture import Candidate, Choices
 from spos.errors import ConfigError
-from spos.spaces.convolution import convolve
 from spos.spaces.nni_pieces import NniValues, tabulate
 
 
@@ -57,16 +56,8 @@ class SlicedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (N, C_in, H, W) to (N, C_out, H', W'), widths of the active path."""
-        tensors, plain = active_tensors(self), _active_plain(self)
-        return convolve(
-            x,
-            tensors["weight"],
-            tensors.get("bias"),
-            plain.stride,
-            plain.padding,
-            plain.dilation,
-            plain.groups,
-        )
+        tensors = active_tensors(self)
+        return _active_plain(self)._conv_forward(x, tensors["weight"], tensors.get("bias"))
 
 
 class SlicedBatchNorm2d(nn.BatchNorm2d):

@@ -11,6 +11,7 @@ from spos.architecture import SearchSpec
 from spos.placement import place
 from spos.spaces import build_space
 from spos.spaces.convolution import _Depthwise, convolve
+from spos.spaces.sliced import SlicedConv2d, active_tensors
 from spos.supernet import Supernet
 from spos.training.samplers import UniformSampler
 
@@ -142,6 +143,24 @@ def test_placing_a_network_changes_neither_its_state_dict_nor_its_copies():
     assert not network(x).any()
     torch.testing.assert_close(copied(x), expected)
     assert is_ours(copied[1](features(2, 6, 6, 6)))
+
+
+def test_a_placed_networks_convolutions_of_searched_width_run_by_it_as_well():
+    options = {"num_classes": 10, "image_size": 32, "channel_scales": [0.5, 1.0]}
+    torchs = Supernet(build_space("shufflenetv2", options=options, affine=False))
+    torchs.activate({label: table[0] for label, table in torchs.spec_choices.items()})
+    torchs.to(memory_format=torch.channels_last)
+    ours = place(copy.deepcopy(torchs), CPU)
+    outputs = []
+    for network in (torchs, ours):
+        (pointwise, *_) = [
+            each
+            for each in network.active_modules()
+            if isinstance(each, SlicedConv2d) and each.kernel_size == (1, 1)
+        ]
+        outputs.append(pointwise(features(2, active_tensors(pointwise)["weight"].shape[1], 4, 4)))
+    torch.testing.assert_close(*outputs)
+    assert [is_ours(each) for each in outputs] == [False, True]
 
 
 @pytest.mark.parametrize("space", ["nasbench_macro", "proxyless_gpu"])

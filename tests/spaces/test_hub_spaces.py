@@ -68,7 +68,7 @@ def test_hub_space_shares_weights_and_counts(case, monkeypatch):
             torch.manual_seed(1)  # of dropout
             expected = supernet(images)
             torch.manual_seed(1)
-            torch.testing.assert_close(subnet(images), expected, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(subnet(images), expected, rtol=1e-4, atol=1e-5)
         assert expected.std() > 0
         assert table.costs(choices) == {
             "macs": count_macs(subnet, 32),
