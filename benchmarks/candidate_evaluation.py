@@ -3,6 +3,8 @@
     python benchmarks/candidate_evaluation.py --data-dir data/cifar10 --rounds 3
     python benchmarks/candidate_evaluation.py --candidates 60 --generations 3 \\
         --baseline-candidates 4 --rounds 1 --concurrency 1
+    python benchmarks/candidate_evaluation.py --data-dir PHOTOGRAPHS --image-size 224 \\
+        --calibration 25600 --validation 50000 --device cuda --baseline-candidates 0 --rounds 1
 
 The baseline is what the published systems do: a trial imports NNI and torch, loads the checkpoint,
 builds the loaders, lets BatchNorm's running averages see 200 batches and validates, in contiguous
@@ -39,11 +41,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, default=200, help="of the baseline's recalibration")
     parser.add_argument("--candidates", type=int, default=20, help="of each search")
     parser.add_argument(
-        "--baseline-candidates", type=int, help="of the baseline's searches (as many)"
+        "--baseline-candidates", type=int, help="of the baseline's searches (as many); 0: none"
     )
     parser.add_argument("--generations", type=int, default=2, help="of each search")
     parser.add_argument("--rounds", type=int, default=3, help="searches of each kind")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2], help="of the trials")
+    parser.add_argument("--device", default="cpu", help="of ours; the baseline is for a CPU")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, both kinds")
     parser.add_argument(BASELINE_TRIAL, type=Path, metavar="RUN_DIR", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -54,33 +57,36 @@ def main() -> None:
     if args.baseline_trial:
         run_baseline_trial(args)
         return
-    args.baseline_candidates = args.baseline_candidates or args.candidates
+    if args.baseline_candidates is None:
+        args.baseline_candidates = args.candidates
     run = args.work_dir.resolve() / f"{args.image_size}_{args.calibration}_{args.validation}"
     make_run(
         run, args.data_dir, image_size=args.image_size,
-        calibration=args.calibration, validation=args.validation,
+        calibration=args.calibration, validation=args.validation, device=args.device,
     )  # fmt: skip
-    overheads: list[float] = []
+    overheads: list[tuple[float, float]] = []
     rates = interleave(build_variants(args, run, overheads), rounds=args.rounds, warmup=0)
     print_configuration(
         space="shufflenetv2", image_size=args.image_size, calibration=args.calibration,
         validation=args.validation, candidates=args.candidates, generations=args.generations,
-        baseline_candidates=args.baseline_candidates,
+        baseline_candidates=args.baseline_candidates, device=args.device,
         threads=args.threads, baseline_batches=args.batches,
     )  # fmt: skip
     print_rates(rates, unit="candidates/min")
     if overheads:
+        seconds, shares = (statistics.median(each) for each in zip(*overheads, strict=True))
         print(f"from a trial's end to the next report, without evaluation, 1 at a time: "
-              f"{statistics.median(overheads):.2f} s")  # fmt: skip
+              f"{seconds:.2f} s; the evaluation takes {shares:.0%} of the time")  # fmt: skip
 
 
 def build_variants(
-    args: argparse.Namespace, run: Path, overheads: list[float]
+    args: argparse.Namespace, run: Path, overheads: list[tuple[float, float]]
 ) -> dict[str, Callable[[], float]]:
     """Name -> a search that returns its candidates a minute; ours add to ``overheads``."""
     seeds = itertools.count()
-    ours = [sys.executable, f"{ROOT}/tester.py", "--run-dir", f"{run}", "--device", "cpu",
-            "--threads", f"{args.threads}"]  # fmt: skip
+    ours = [sys.executable, f"{ROOT}/tester.py", "--run-dir", f"{run}",
+            "--device", args.device, "--threads", f"{args.threads}",
+            "--workers", f"{args.threads}"]  # fmt: skip
     baseline = [
         sys.executable, f"{ROOT}/benchmarks/candidate_evaluation.py", BASELINE_TRIAL, f"{run}",
         "--threads", f"{args.threads}", "--batches", f"{args.batches}",
@@ -103,15 +109,17 @@ def build_variants(
     return {
         f"{name}, {count} at a time": partial(measure, command, count)
         for name, command in (("baseline", baseline), ("ours", ours))
+        if command is ours or args.baseline_candidates
         for count in args.concurrency
     }
 
 
-def _overhead(done: Finished, seconds: list[float]) -> float:
-    """Seconds between two results beyond the evaluation, mean of a search."""
+def _overhead(done: Finished, seconds: list[float]) -> tuple[float, float]:
+    """Seconds between two results beyond the evaluation, mean of a search, and its share."""
     assert len(seconds) == len(done.times), "not every candidate was evaluated by the evaluator"
     between = (done.times[-1] - done.times[0]) / (len(done.times) - 1)
-    return between - statistics.mean(seconds[1:])
+    evaluating = statistics.mean(seconds[1:])
+    return between - evaluating, evaluating / between
 
 
 # --- the baseline's trial ------------------------------------------------------------------------

@@ -92,8 +92,9 @@ def run_search(
 
 
 def make_run(
-    folder: Path, data_dir: Path, *, image_size: int, calibration: int, validation: int
-) -> None:
+    folder: Path, data_dir: Path, *, image_size: int, calibration: int, validation: int,
+    device: str = "cpu",
+) -> None:  # fmt: skip
     """A supernet's run folder with untrained weights, which take as long as trained ones."""
     if (folder / "args.json").exists():
         return
@@ -101,7 +102,7 @@ def make_run(
     command = [
         sys.executable, ROOT / "supernet.py", "--run-dir", folder, "--data-dir", data_dir,
         "--image-size", image_size, "--held-out-per-class", validation // num_classes,
-        "--calibration-images", calibration, "--epochs", 0, "--val-paths", 0, "--device", "cpu",
+        "--calibration-images", calibration, "--epochs", 0, "--val-paths", 0, "--device", device,
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": _python_path()}
     subprocess.run([str(word) for word in command], env=environment, check=True)

@@ -5,8 +5,10 @@
 
 The baseline is what the published systems do: contiguous float32, blocks that concatenate their
 branches and split them by parity with a copy, gradients of idle candidates found by a pass over all
-parameters, and the loss and two accuracies fetched at every step. Both run the same uniform paths
-on the same images, which are on the device already; `--data-dir` adds ours with a loader.
+parameters, and the loss and two accuracies fetched at every step. Both run the same paths, in which
+every candidate comes equally often, on the same images, which are on the device already;
+`--data-dir` adds ours with a loader. Warming up runs every candidate once: a GPU plans each
+convolution when it first sees it.
 """
 
 from __future__ import annotations
@@ -38,13 +40,14 @@ from spos.supernet import Supernet
 from spos.training.loop import Training
 from spos.training.recipe import Recipe
 from spos.training.run_folder import RunFolder, RunSettings
-from spos.training.samplers import UniformSampler
+from spos.training.samplers import FairSampler
 
 CHECKED_STEPS = 20
 CHECKED_BATCH = 16
 TOLERANCE = 1e-4  # relative, of the losses
 LR, MOMENTUM, WEIGHT_DECAY, SMOOTHING = 0.05, 0.9, 4e-5, 0.1
 NUM_PATHS = 20
+WARMUP_STEPS = 4  # candidates of a layer
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of malloc.h
 
 Step = Callable[[], object]
@@ -96,8 +99,8 @@ def with_published_blocks(network: Supernet) -> Supernet:
     return network
 
 
-def make_sampler(network: Supernet) -> UniformSampler:
-    return UniformSampler(SearchSpec("shufflenetv2", {}, network.spec_choices), seed=0)
+def make_sampler(network: Supernet) -> FairSampler:
+    return FairSampler(SearchSpec("shufflenetv2", {}, network.spec_choices), seed=0)
 
 
 def make_images(args: argparse.Namespace, batch_size: int) -> tuple[Tensor, Tensor]:
@@ -163,9 +166,10 @@ def compare_losses(args: argparse.Namespace) -> float:
 
     Same loop, memory format and algorithms of torch, so that the order of additions in a
     convolution is the same: an untrained network amplifies another rounding tens of times in every
-    step.
+    step. On a GPU, algorithms that add in a fixed order, and no TF32.
     """
     batch = make_images(args, CHECKED_BATCH)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = True, False
     losses = []
     for change in (with_published_blocks, lambda network: network):
         network = change(build_supernet(args))
@@ -173,6 +177,7 @@ def compare_losses(args: argparse.Namespace) -> float:
         for module in network.modules():
             module.__dict__.pop("_conv_forward", None)
         losses.append([training.train_step(*batch).item() for _ in range(CHECKED_STEPS)])
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = False, True
     return max(abs(a - b) / abs(b) for a, b in zip(*losses, strict=True))
 
 
@@ -314,7 +319,7 @@ def main() -> None:
     waits: list[float] = []
     if args.data_dir:
         variants["ours, with loader"] = timed(args, loaded_step(args, waits))
-    rates = interleave(variants, rounds=args.rounds)
+    rates = interleave(variants, rounds=args.rounds, warmup=-(-WARMUP_STEPS // args.steps))
     print_rates(rates, unit="images/s")
     moved, bandwidth = activation_bytes(args), copy_bandwidth(args)
     seconds = args.batch_size / statistics.median(rates["ours"])
