@@ -6,6 +6,7 @@ Imports `spos.errors`, `spos.training.parallel` and torch.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from torch import nn
 
 from spos.errors import CheckpointError, DataError
 from spos.training.parallel import reduce_sum
+
+SECONDS_BETWEEN_PROGRESS = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,24 +67,27 @@ def measure_accuracy(
         batches: preprocessed images (N, 3, H, W) and labels (N,), on ``device``. With several
             processes each rank gives its own part.
         device: where the sums are kept.
-        progress: called after each batch with the top-1 of this rank so far; it costs a GPU a
-            synchronisation.
+        progress: called with the top-1 of this rank so far, after a batch every second and at the
+            end; it costs a GPU a synchronisation.
 
     Raises:
         DataError: if there is no image.
     """
     network.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # top-1, top-5, loss, images
+    told = time.monotonic()
     for images, labels in batches:
         logits = network(images).float()
         order = logits.topk(min(5, logits.shape[1]), dim=1).indices
         hits = order == labels[:, None]
         loss = F.cross_entropy(logits, labels, reduction="sum")
-        sums += torch.stack(
-            [hits[:, 0].sum(), hits.sum(), loss, torch.tensor(len(labels), device=device)]
-        ).double()
-        if progress:
+        count = torch.full((), len(labels), device=device)
+        sums += torch.stack([hits[:, 0].sum(), hits.sum(), loss, count]).double()
+        if progress and time.monotonic() - told >= SECONDS_BETWEEN_PROGRESS:
             progress((sums[0] / sums[3]).item())
+            told = time.monotonic()
+    if progress and sums[3]:
+        progress((sums[0] / sums[3]).item())
     top1, top5, loss, count = reduce_sum(sums).tolist()
     if not count:
         raise DataError("accuracy was to be measured on no images")

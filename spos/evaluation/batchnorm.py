@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from spos.errors import DataError
 from spos.training.parallel import reduce_sum, world_size
@@ -59,81 +61,129 @@ def recalibrate(
     Raises:
         DataError: if ``batches`` is empty.
     """
-    layers = [
-        module
+    gathered = [
+        _Gathered(module)
         for module in modules
         if isinstance(module, _BatchNorm) and module.running_mean is not None
     ]
-    sums = [_Sums(layer) for layer in layers]
-    momenta = [layer.momentum for layer in layers]
     network.eval()
     num_images = 0
     try:
-        for layer in layers:
-            layer.train()
-            layer.momentum = 1.0  # the running statistics become those of the last batch
-        handles = [
-            layer.register_forward_hook(each.add) for layer, each in zip(layers, sums, strict=True)
-        ]
+        for each in gathered:
+            each.begin()
         for images in batches:
             network(images)
             num_images += len(images)
     finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
-            layer.momentum = momentum
-            layer.eval()
-        for handle in handles:
-            handle.remove()
+        for each in gathered:
+            each.end()
     if not num_images:
         raise DataError("BatchNorm recalibration was given no images")
-    _reduce(sums)
-    for each in sums:
-        each.finish()
+    totals = [each.total() for each in gathered]
+    _reduce(totals)
+    for each, total in zip(gathered, totals, strict=True):
+        each.set_statistics(total)
     return num_images
 
 
-class _Sums:
-    """Sums over batches from which one layer's overall mean and variance follow."""
+@dataclass
+class _Total:
+    """What a layer's overall mean and variance follow from.
+
+    Attributes:
+        count: of the values of a channel.
+        sums: of a channel's values and their squares, (2, C), in double precision.
+    """
+
+    count: float
+    sums: torch.Tensor
+
+
+class _Gathered:
+    """The statistics of one layer's batches, each in a tensor of its own.
+
+    Nothing is computed between the batches: on a GPU the sums, of a few numbers each, would take
+    longer than the network.
+    """
 
     def __init__(self, layer: _BatchNorm) -> None:
         assert layer.running_mean is not None and layer.running_var is not None
-        self.mean, self.variance = layer.running_mean, layer.running_var
-        self.count = 0.0
-        self.channels = 0
-        self.sums = torch.zeros(2, layer.num_features, dtype=torch.float64, device=self.mean.device)
+        self._layer = layer
+        self._own = layer.running_mean, layer.running_var
+        self._momentum = layer.momentum
+        self._handle: RemovableHandle | None = None
+        self._channels = 0
+        self._counts: list[int] = []
+        self._statistics: list[torch.Tensor] = []
 
-    def add(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        """Forward hook: the layer's running statistics are now those of this batch."""
-        self.channels = channels = inputs[0].shape[1]
-        count = inputs[0].numel() // channels
-        mean = self.mean[:channels].double()
-        variance = self.variance[:channels].double() * ((count - 1) / count)
-        self.count += count
-        self.sums[0, :channels] += count * mean
-        self.sums[1, :channels] += count * (variance + mean * mean)
+    def begin(self) -> None:
+        """From now on the layer normalises by its batch and leaves its statistics here."""
+        self._layer.train()
+        self._layer.momentum = 1.0  # the running statistics become those of the last batch
+        self._handle = self._layer.register_forward_hook(self._gather)
+        self._take_up()
 
-    def finish(self) -> None:
-        """Set the layer's running statistics."""
-        if not self.count:
+    def end(self) -> None:
+        """Make the layer what it was, in evaluation mode."""
+        if self._handle:
+            self._handle.remove()
+        self._layer.running_mean, self._layer.running_var = self._own
+        self._layer.momentum = self._momentum
+        self._layer.eval()
+
+    def total(self) -> _Total:
+        """Of all batches so far."""
+        mean, _ = self._own
+        total = _Total(0.0, torch.zeros(2, len(mean), dtype=torch.float64, device=mean.device))
+        if self._counts:
+            counts = torch.tensor(self._counts, dtype=torch.float64, device=mean.device)[:, None]
+            means, variances = (
+                torch.stack(self._statistics)[..., : self._channels].double().unbind(1)
+            )
+            squares = (counts - 1) * variances + counts * means * means
+            total.count = float(sum(self._counts))
+            total.sums[:, : self._channels] = torch.stack([(counts * means).sum(0), squares.sum(0)])
+        return total
+
+    def set_statistics(self, total: _Total) -> None:
+        """Set the layer's running statistics to those of ``total``."""
+        if not total.count:
             return  # not on the path
-        mean, square = self.sums[:, : self.channels] / self.count
-        variance = (square - mean * mean).clamp_(min=0) * (self.count / max(self.count - 1, 1))
-        self.mean[: self.channels].copy_(mean)
-        self.variance[: self.channels].copy_(variance)
+        mean, square = total.sums[:, : self._channels] / total.count
+        variance = (square - mean * mean).clamp_(min=0) * (total.count / max(total.count - 1, 1))
+        for buffer, value in zip(self._own, (mean, variance), strict=True):
+            buffer[: self._channels].copy_(value)
+
+    def _gather(
+        self, layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+    ) -> None:
+        """Forward hook: the layer's running statistics are now those of this batch."""
+        self._channels = inputs[0].shape[1]
+        self._counts.append(inputs[0].numel() // self._channels)
+        self._statistics.append(self._current)
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """Give the layer tensors that the next batch's statistics go to."""
+        # Zeros: what they hold is multiplied by 0, which of infinity would be NaN.
+        mean, _ = self._own
+        self._current = torch.zeros(2, len(mean), dtype=mean.dtype, device=mean.device)
+        self._layer.running_mean, self._layer.running_var = self._current.unbind()
 
 
-def _reduce(sums: list[_Sums]) -> None:
+def _reduce(totals: list[_Total]) -> None:
     """Add up over the ranks, in one message."""
-    if world_size() == 1 or not sums:
+    if world_size() == 1 or not totals:
         return
-    device = sums[0].sums.device
-    counts = torch.tensor([each.count for each in sums], dtype=torch.float64, device=device)
-    flat = reduce_sum(torch.cat([counts, *(each.sums.flatten() for each in sums)]))
-    position = len(sums)
-    for each, count in zip(sums, flat[:position].tolist(), strict=True):
+    counts = torch.tensor(
+        [each.count for each in totals], dtype=torch.float64, device=totals[0].sums.device
+    )
+    flat = reduce_sum(torch.cat([counts, *(each.sums.flatten() for each in totals)]))
+    position = len(totals)
+    for each, count in zip(totals, flat[:position].tolist(), strict=True):
         size = each.sums.numel()
         each.count = count
-        each.sums.copy_(flat[position : position + size].view_as(each.sums))
+        each.sums = flat[position : position + size].view_as(each.sums)
         position += size
 
 

@@ -13,6 +13,7 @@ from spos.data.folder import scan_folder
 from spos.data.loader import build_loader
 from spos.data.preprocessing import Preprocessing
 from spos.errors import DataError
+from spos.evaluation import accuracy
 from spos.evaluation.accuracy import measure_accuracy
 from spos.evaluation.evaluator import ImageBatches
 from spos.training import parallel
@@ -66,14 +67,27 @@ def test_network_is_measured_in_evaluation_mode():
     assert not network.training
 
 
-def test_progress_is_the_running_top1():
+def test_progress_is_the_running_top1(monkeypatch):
+    monkeypatch.setattr(accuracy, "SECONDS_BETWEEN_PROGRESS", 0.0)
     labels = torch.zeros(40, dtype=torch.int64)
     logits = torch.zeros(40, 2)
     logits[:10, 0], logits[10:, 1] = 1, 1
     seen: list[float] = []
     found = measure_accuracy(Given(), as_batches(logits, labels, 10), CPU, progress=seen.append)
-    assert seen == [1.0, 0.5, pytest.approx(1 / 3), 0.25]
+    assert seen == [1.0, 0.5, pytest.approx(1 / 3), 0.25, 0.25]
     assert found.top1 == 0.25
+
+
+def test_progress_is_told_once_a_second_and_at_the_end():
+    clock = iter(range(100))
+    labels = torch.zeros(40, dtype=torch.int64)
+    logits = torch.zeros(40, 2)
+    logits[:10, 0], logits[10:, 1] = 1, 1
+    seen: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accuracy.time, "monotonic", lambda: next(clock) / 3)
+        measure_accuracy(Given(), as_batches(logits, labels, 8), CPU, progress=seen.append)
+    assert seen == [pytest.approx(10 / 24), 0.25]
 
 
 def test_no_images_are_refused():

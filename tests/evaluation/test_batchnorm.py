@@ -1,6 +1,7 @@
 """BatchNorm recalibration: the exact statistics over all images, and nothing else changed."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -160,6 +161,24 @@ def test_layers_that_no_image_reaches_keep_their_statistics():
 def test_network_without_batchnorm_needs_nothing():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
     assert recalibrate(network, network.modules(), make_batches()) == 23
+
+
+def test_statistics_of_before_leave_no_trace():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    with torch.no_grad():
+        network[1].running_mean.fill_(math.nan)
+        network[1].running_var.fill_(math.inf)
+        recalibrate(network, network.modules(), make_batches())
+    assert_equal_statistics(
+        statistics(network.modules()), direct_statistics(network, make_batches())
+    )
+
+
+def test_layer_that_runs_twice_has_the_statistics_of_both_runs():
+    layer = nn.BatchNorm2d(3)
+    network = nn.Sequential(layer, nn.ReLU(), layer)
+    recalibrate(network, network.modules(), make_batches())
+    assert_equal_statistics(statistics([layer]), direct_statistics(network, make_batches()))
 
 
 def test_no_images_are_refused():

@@ -9,6 +9,7 @@ from test_evaluator import CPU, make_batches
 from tiny_space import TINY, WIDTHS
 from torch import nn
 
+from spos.evaluation import accuracy
 from spos.evaluation.accuracy import Accuracy
 from spos.evaluation.evaluator import Evaluator
 from spos.evaluation.prefix import _bytes
@@ -78,7 +79,8 @@ def test_only_the_layers_that_differ_are_run(images):
     assert set(names) == {"stem.0", "features.0.k3.0", "features.1.k3.0", "features.2.k5.0"}
 
 
-def test_candidate_that_was_broken_off_leaves_nothing_behind(images):
+def test_candidate_that_was_broken_off_leaves_nothing_behind(images, monkeypatch):
+    monkeypatch.setattr(accuracy, "SECONDS_BETWEEN_PROGRESS", 0.0)
     plain, sharing = (make_evaluator(images, TINY, size) for size in (0, PLENTY))
     first, second, third = draw_paths(plain, 3)
     expected = [plain.evaluate(each) for each in (first, second, third)]
