@@ -16,6 +16,7 @@ from spos.data.loader import Loader
 from spos.data.preprocessing import Preprocessing
 from spos.evaluation.accuracy import Accuracy, measure_accuracy
 from spos.evaluation.batchnorm import recalibrate, saved_statistics
+from spos.evaluation.folded import find_pairs, folded
 from spos.evaluation.prefix import PathMemory
 from spos.supernet import Supernet
 
@@ -112,6 +113,7 @@ class Evaluator:
     ) -> None:
         self.supernet, self.device = supernet, device
         self._memory = PathMemory(supernet, max_bytes=path_bytes)
+        self._pairs = find_pairs(supernet)
         self.calibration, self.validation = calibration, validation
 
     def evaluate(
@@ -133,7 +135,7 @@ class Evaluator:
                 memory.begin(choices)
                 with memory.calibrating():
                     recalibrate(self.supernet, modules, (images for images, _ in self.calibration))
-                with memory.validating():
+                with memory.validating(), folded(self._pairs, set(modules)):
                     return measure_accuracy(
                         self.supernet, self.validation, self.device, progress=progress
                     )

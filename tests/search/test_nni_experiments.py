@@ -105,20 +105,31 @@ def test_hanging_trial_is_ended_tried_again_and_excluded(lab):
     assert not lab.processes()
 
 
-def test_one_gpu_can_be_asked_for(lab):
-    """NNI alone refuses the only GPU, and asks again for ever, in hundreds of processes."""
+def search_on_gpus(lab, *, num_gpus: int, population: int) -> list[str]:
+    """Search with a trial on each of so many stand-ins; returns what GPUs each trial was given."""
     (lab.folder / "lib").mkdir()
     (lab.folder / "lib" / "pynvml.py").write_text(STAND_IN_FOR_A_DRIVER)
     lab.environment["PYTHONPATH"] = str(lab.folder / "lib")
     lab.environment["STAND_IN_LOG"] = str(lab.folder / "queries.log")
-    service = {"trialGpuNumber": 1, "useActiveGpu": True}
-    lab.configure(rounds=1, population=5, trial="--log-gpu", service=service)
-    process = lab.search("start", "--config", "config.yml")
+    lab.environment["STAND_IN_GPUS"] = str(num_gpus)
+    service = {"trialGpuNumber": 1, "useActiveGpu": True, "maxTrialNumberPerGpu": 1}
+    lab.configure(rounds=1, population=population, trial="--log-gpu", service=service)
+    process = lab.search("start", "--config", "config.yml", "--concurrency", str(num_gpus))
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    check_scores(lab.entries(), 5)
-    assert (lab.folder / "gpus.log").read_text().splitlines() == ["0"] * 5
+    check_scores(lab.entries(), population)
+    return (lab.folder / "gpus.log").read_text().splitlines()
+
+
+def test_one_gpu_can_be_asked_for(lab):
+    """NNI alone refuses the only GPU, and asks again for ever, in hundreds of processes."""
+    assert search_on_gpus(lab, num_gpus=1, population=5) == ["0"] * 5
     assert len((lab.folder / "queries.log").read_text().splitlines()) < 20
+
+
+def test_several_gpus_get_a_trial_each(lab):
+    given = search_on_gpus(lab, num_gpus=3, population=9)
+    assert len(given) == 9 and set(given) == {"0", "1", "2"}
 
 
 STAND_IN_FOR_A_DRIVER = """
@@ -133,7 +144,7 @@ def nvmlInit():
         print("query", file=file)
 
 def nvmlShutdown(): pass
-def nvmlDeviceGetCount(): return 1
+def nvmlDeviceGetCount(): return int(os.environ["STAND_IN_GPUS"])
 def nvmlSystemGetDriverVersion(): return "1"
 def nvmlSystemGetCudaDriverVersion_v2(): return 13000
 def nvmlDeviceGetHandleByIndex(index): return index
