@@ -13,7 +13,7 @@
 //      them, as a reverse tunnel, so (1) holds for them too; their own part of NNI runs with this
 //      file. Nothing is installed on them (NNI would upgrade itself from the package index). One
 //      that is lost does not end the search: NNI alone waits for its answers for ever, and stops
-//      with an error if its SSH connection breaks.
+//      with an error if its SSH connection breaks, or a new one while it is made.
 //   6. The tuner has half a minute to start. NNI gives up after ten seconds, which are too few on a
 //      busy machine.
 //
@@ -135,6 +135,15 @@ function tunnelBack(Worker) {
     };
 }
 
+// NNI listens for the first error until the connection stands; one that breaks off has a second.
+function outliveErrors(Client) {
+    const connect = Client.prototype.connect;
+    Client.prototype.connect = function (...args) {
+        this.on('error', () => {});
+        return connect.apply(this, args);
+    };
+}
+
 // A port of the machine's loopback that leads to `port` of ours; ends with the SSH connection.
 function forward(client, port) {
     client.on('tcp connection', (_details, accept) => {
@@ -207,6 +216,7 @@ const PATCHES = {
     LocalTrainingServiceV3: ['createTrial', waitForRoom],
     RemoteTrainingServiceV3: ['restartWorker', outliveWorkers],
     Worker: ['launchTrialKeeperDaemon', tunnelBack],
+    Client: ['forwardIn', outliveErrors],
     TaskScheduler: ['schedule', meetGpuRequests],
     TunerServer: ['init', awaitTuner],
 };
