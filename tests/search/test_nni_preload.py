@@ -4,7 +4,6 @@ import subprocess
 from pathlib import Path
 
 import nni_node
-import pytest
 
 from spos.search import launch
 
