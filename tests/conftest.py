@@ -42,3 +42,9 @@ def tiny_spaces() -> Iterator[None]:
         patch.setitem(SPACES, TINY, TinySpace)
         patch.setitem(SPACES, WIDTHS, WidthSpace)
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that wait for NNI come first: the last of several processes has none left then."""
+    waiting = {item.path for item in items if item.get_closest_marker("nni")}
+    items.sort(key=lambda item: item.path not in waiting)

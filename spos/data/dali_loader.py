@@ -5,6 +5,7 @@ Imports torch, DALI (only when a loader is built) and the other modules of this 
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ _FINENESS = 32  # parts of a level in which colours are added; 255 levels * 1.4*
 class DaliLoader:
     """Carries out with DALI the very views that `TorchLoader` carries out with Pillow.
 
-    DALI is given encoded files and the views drawn for them, and keeps no random state of its own.
+    DALI is given files and the views drawn for them, and keeps no random state of its own.
 
     Args:
         images: what to load.
@@ -61,7 +62,7 @@ class DaliLoader:
             num_workers=-(-num_workers // _THREADS_PER_READER),
             pin_memory=False,
         )
-        self._feed = _Feed(_inputs(rule))
+        self._feed = _Feed()
         self._pipeline: Any = None
 
     def __len__(self) -> int:
@@ -73,9 +74,9 @@ class DaliLoader:
         turn = self._feed.begin(self._workers.epoch(epoch, start))
         try:
             while (outputs := self._run()) is not None:
-                encoded = self._feed.pending.popleft()
-                pixels = self._deliver(outputs[0], len(encoded.labels))
-                labels = torch.from_numpy(encoded.labels).to(self._device, non_blocking=True)
+                batch = self._feed.pending.popleft()
+                pixels = self._deliver(outputs[0], len(batch.labels))
+                labels = torch.from_numpy(batch.labels).to(self._device, non_blocking=True)
                 yield pixels.permute(0, 3, 1, 2), labels  # pixels (N, H, W, 3) to (N, 3, H, W)
                 assert turn == self._feed.turn, "another epoch of this loader has begun"
         finally:
@@ -86,7 +87,7 @@ class DaliLoader:
     def close(self) -> None:
         """Stop the reading processes and free DALI's threads and buffers."""
         self._workers.close()
-        self._feed = _Feed([])
+        self._feed = _Feed()
         self._pipeline = None
 
     def _rewind(self) -> None:
@@ -142,12 +143,18 @@ class DaliLoader:
 
 
 @dataclass(frozen=True)
-class _EncodedBatch:
-    """Encoded files, one after the other, with the views that DALI is to make of them."""
+class _CheckedBatch:
+    """Files that were found whole, with the views that DALI is to make of them.
 
-    encoded: torch.Tensor  # uint8; a tensor travels from a worker through shared memory
-    ends: list[int]
-    views: list[View]
+    Attributes:
+        files: their names; DALI reads them itself, so that no contents are handed over.
+        inputs: what each of `_inputs` says of the views.
+        labels: (N,).
+        indices: of the images in the data set, (N,).
+    """
+
+    files: list[bytes]
+    inputs: list[np.ndarray]
     labels: np.ndarray
     indices: np.ndarray
 
@@ -155,14 +162,13 @@ class _EncodedBatch:
 class _Feed:
     """Hands batches to DALI, which asks for them ahead of time; no reference to the loader."""
 
-    def __init__(self, inputs: list[str]) -> None:
-        self._inputs = inputs
-        self.pending: deque[_EncodedBatch] = deque()
+    def __init__(self) -> None:
+        self.pending: deque[_CheckedBatch] = deque()
         self.error: DataError | None = None
         self.turn = 0
-        self._batches: Iterator[_EncodedBatch] = iter(())
+        self._batches: Iterator[_CheckedBatch] = iter(())
 
-    def begin(self, batches: Iterator[_EncodedBatch]) -> int:
+    def begin(self, batches: Iterator[_CheckedBatch]) -> int:
         """Feed these from now on."""
         self._batches = batches
         self.error = None
@@ -175,16 +181,15 @@ class _Feed:
             self._batches = iter(())
 
     def __call__(self) -> tuple[Any, ...]:
-        """The next batch as DALI's inputs: the encoded files, and `_inputs`."""
+        """The next batch as DALI's inputs: the names of files, and `_inputs`."""
         try:
             batch = next(self._batches)  # its StopIteration tells DALI that the epoch ends
         except DataError as error:
             self.error = error  # raised when the batches before it have been delivered
             raise StopIteration from None
         self.pending.append(batch)
-        blob = batch.encoded.numpy()
-        files = [blob[begin:end] for begin, end in zip([0, *batch.ends], batch.ends, strict=False)]
-        return files, *(_INPUTS[name](batch.views) for name in self._inputs)
+        files = [np.frombuffer(name, np.uint8) for name in batch.files]
+        return files, *batch.inputs
 
 
 # What DALI's operators are told about each image, heights before widths.
@@ -212,10 +217,11 @@ def _inputs(rule: ViewRule) -> list[str]:
 
 def _make_batches(
     images: ImageSet, rule: ViewRule
-) -> Callable[[int, np.ndarray], _EncodedBatch | BadImage]:
+) -> Callable[[int, np.ndarray], _CheckedBatch | BadImage]:
     packed = PackedImages(images)
+    names = _inputs(rule)
 
-    def make(epoch: int, indices: np.ndarray) -> _EncodedBatch | BadImage:
+    def make(epoch: int, indices: np.ndarray) -> _CheckedBatch | BadImage:
         files: list[bytes] = []
         views: list[View] = []
         for index in indices.tolist():
@@ -226,11 +232,10 @@ def _make_batches(
             size = encoded_size(encoded, path=path)
             if isinstance(size, BadImage):
                 return size
-            files.append(encoded)
+            files.append(os.fsencode(path))
             views.append(draw_view(rule, epoch=epoch, index=index, width=size[0], height=size[1]))
-        blob = torch.frombuffer(bytearray().join(files), dtype=torch.uint8)
-        ends = np.cumsum([len(each) for each in files]).tolist()
-        return _EncodedBatch(blob, ends, views, packed.labels[indices], indices)
+        inputs = [_INPUTS[name](views) for name in names]
+        return _CheckedBatch(files, inputs, packed.labels[indices], indices)
 
     return make
 
@@ -251,10 +256,10 @@ def _build_pipeline(
     pipeline = pipeline_type(batch_size=batch_size, num_threads=num_threads, device_id=device_id)
     names = _inputs(rule)
     with pipeline:
-        encoded, *inputs = fn.external_source(source=feed, num_outputs=1 + len(names), batch=True)
+        files, *inputs = fn.external_source(source=feed, num_outputs=1 + len(names), batch=True)
         view = dict(zip(names, inputs, strict=True))
         images = fn.decoders.image_slice(
-            encoded,
+            fn.io.file.read(files),
             start=view["start"],
             shape=view["shape"],
             axis_names="HW",
