@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from spos.data.augmentation import View, ViewRule, draw_view
-from spos.data.decode import BadImage, encoded_size, load_rgb, read_encoded
+from spos.data.decode import BadImage, file_size, load_rgb
 from spos.data.folder import ImageSet
 from spos.data.schedule import Schedule, count_batches
 from spos.data.workers import BatchWorkers, PackedImages
 from spos.errors import ConfigError, DataError
 
-_THREADS_PER_READER = 4  # reading a file takes a small part of the time of decoding it
+_THREADS_PER_READER = 4  # checking a file takes a small part of the time of decoding it
 _FINENESS = 32  # parts of a level in which colours are added; 255 levels * 1.4**3 fit 16 bits
 
 
@@ -34,7 +34,7 @@ class DaliLoader:
         images: what to load.
         rule: how views are drawn.
         schedule: which images make up which batch.
-        num_workers: DALI's threads; a quarter as many processes read files (0: this one).
+        num_workers: DALI's threads; a quarter as many processes check files (0: this one).
         device: where batches are delivered; a CUDA device decodes and augments them too.
 
     Raises:
@@ -85,7 +85,7 @@ class DaliLoader:
             raise self._feed.error
 
     def close(self) -> None:
-        """Stop the reading processes and free DALI's threads and buffers."""
+        """Stop the checking processes and free DALI's threads and buffers."""
         self._workers.close()
         self._feed = _Feed()
         self._pipeline = None
@@ -226,10 +226,7 @@ def _make_batches(
         views: list[View] = []
         for index in indices.tolist():
             path = packed.path(index)
-            encoded = read_encoded(path)
-            if isinstance(encoded, BadImage):
-                return encoded
-            size = encoded_size(encoded, path=path)
+            size = file_size(path)
             if isinstance(size, BadImage):
                 return size
             files.append(os.fsencode(path))
@@ -259,7 +256,8 @@ def _build_pipeline(
         files, *inputs = fn.external_source(source=feed, num_outputs=1 + len(names), batch=True)
         view = dict(zip(names, inputs, strict=True))
         images = fn.decoders.image_slice(
-            fn.io.file.read(files),
+            # A mapped file that becomes shorter while it is read would end the process.
+            fn.io.file.read(files, dont_use_mmap=True),
             start=view["start"],
             shape=view["shape"],
             axis_names="HW",

@@ -6,6 +6,7 @@ Imports only `spos.errors`.
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from spos.errors import DataError
 # What both loaders decode. A file's own format counts, not its name. Naming them also keeps
 # Pillow's other plug-ins away from files of strangers (one of them runs Ghostscript).
 _FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+# Read of a JPEG to see its size, and that it has its end; smaller files are read whole.
+_HEAD, _TAIL = 4096, 1024
 # Decoded below the part that is used: colours are stored coarser, and interpolated between rows.
 _ROWS_BELOW = 32
 
@@ -131,6 +134,22 @@ def encoded_size(encoded: bytes, *, path: Path | str) -> tuple[int, int] | BadIm
             return image.size
     except Exception as problem:  # as above
         return BadImage(str(path), _reason(encoded, problem))
+
+
+def file_size(path: Path | str) -> tuple[int, int] | BadImage:
+    """`encoded_size` of a file, of which only both ends are read if they are those of a JPEG."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+            if file.seek(0, os.SEEK_END) >= _HEAD + _TAIL:
+                file.seek(-_TAIL, os.SEEK_END)
+                found = _baseline_head(head)
+                if head.startswith(b"\xff\xd8") and found and b"\xff\xd9" in file.read():
+                    return found[1]
+    except OSError as problem:
+        return BadImage(str(path), problem.strerror or str(problem))
+    encoded = read_encoded(path)
+    return encoded if isinstance(encoded, BadImage) else encoded_size(encoded, path=path)
 
 
 def _load_rgb_pixels(image: Image.Image) -> Image.Image:

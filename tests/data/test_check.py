@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from spos.data.check import check_images, list_images
-from spos.data.decode import BadImage, decode_rgb, encoded_size
+from spos.data.decode import BadImage, decode_rgb, encoded_size, file_size
 from spos.data.folder import ImageSet
 from spos.errors import DataError
 
@@ -100,6 +100,20 @@ def test_cut_files_are_not_taken_for_whole(photographs: ImageSet) -> None:
         for percent in (0, 0.2, 10, 50, 95):
             cut = whole[: int(len(whole) * percent / 100)]
             assert isinstance(encoded_size(cut, path=path), BadImage)
+
+
+def test_both_ends_of_a_file_tell_what_all_of_it_does(photographs: ImageSet, tmp_path) -> None:
+    path = tmp_path / "image"
+    for name in photographs.paths[::10]:
+        whole = (photographs.root / name).read_bytes()
+        for encoded in (
+            whole, whole[:-1], whole[:-2000], whole[: len(whole) // 2], whole[:3000], whole + b"x",
+            encode(Image.open(io.BytesIO(whole)), "PNG"),
+            encode(Image.open(io.BytesIO(whole)), "JPEG", progressive=True),
+        ):  # fmt: skip
+            path.write_bytes(encoded)
+            assert file_size(path) == encoded_size(encoded, path=path)
+    assert isinstance(file_size(tmp_path / "missing"), BadImage)
 
 
 def test_thumbnails_do_not_hide_a_cut() -> None:
