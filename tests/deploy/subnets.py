@@ -45,6 +45,7 @@ def random_subnet(space: str, side: int = 32, **options) -> Any:
     draw = random.Random(3)
     choices = {label: draw.choice(candidates) for label, candidates in spec.choices.items()}
     arch = spec.architecture(choices)
+    torch.manual_seed(5)
     network: Any = trained_like(build_subnet(arch), side)
     network.arch = arch
     return network
