@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 
 from spos.errors import ConfigError
@@ -70,10 +70,29 @@ def fold_batchnorm(network: nn.Module, images: Tensor) -> Folding:
     )
 
 
-def _fuse(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+def fold_weights(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Parameter]:
+    """Weight and bias with which a convolution alone does what both do in evaluation mode.
+
+    The arithmetic is float64, rounded once.
+    """
+    tensors = [
+        None if each is None else each.detach().double()
+        for each in (
+            convolution.weight, convolution.bias, norm.running_mean, norm.running_var,
+            norm.weight, norm.bias,
+        )
+    ]  # fmt: skip
+    weight, bias, mean, variance, scale, shift = tensors
+    assert weight is not None and mean is not None and variance is not None
+    folded = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)
     dtype = convolution.weight.dtype
-    convolution, norm = copy.deepcopy(convolution).double(), copy.deepcopy(norm).double()
-    return fuse_conv_bn_eval(convolution, norm).to(dtype)
+    return nn.Parameter(folded[0].to(dtype)), nn.Parameter(folded[1].to(dtype))
+
+
+def _fuse(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    fused = copy.deepcopy(convolution)
+    fused.weight, fused.bias = fold_weights(convolution, norm)
+    return fused
 
 
 def _replace(network: nn.Module, old: nn.Module, new: nn.Module) -> None:

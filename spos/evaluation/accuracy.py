@@ -76,6 +76,11 @@ def measure_accuracy(
     network.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=device)  # top-1, top-5, loss, images
     told = time.monotonic()
+
+    def tell() -> None:
+        if progress and sums[3]:
+            progress((sums[0] / sums[3]).item())
+
     for images, labels in batches:
         logits = network(images).float()
         order = logits.topk(min(5, logits.shape[1]), dim=1).indices
@@ -83,11 +88,10 @@ def measure_accuracy(
         loss = F.cross_entropy(logits, labels, reduction="sum")
         count = torch.full((), len(labels), device=device)
         sums += torch.stack([hits[:, 0].sum(), hits.sum(), loss, count]).double()
-        if progress and time.monotonic() - told >= SECONDS_BETWEEN_PROGRESS:
-            progress((sums[0] / sums[3]).item())
+        if time.monotonic() - told >= SECONDS_BETWEEN_PROGRESS:
+            tell()
             told = time.monotonic()
-    if progress and sums[3]:
-        progress((sums[0] / sums[3]).item())
+    tell()
     top1, top5, loss, count = reduce_sum(sums).tolist()
     if not count:
         raise DataError("accuracy was to be measured on no images")

@@ -1,10 +1,10 @@
 """BatchNorm as part of the convolution before it, for as long as a candidate is measured.
 
-Imports torch only.
+Imports `spos.deploy.folding` and torch.
 
 In evaluation mode a BatchNorm is a scale and a shift of each channel, which the weights of the
-convolution can do: a third of the passes over activations is gone. `spos.deploy.folding` does it to
-a copy that is to stay; here the supernet is itself again afterwards.
+convolution can do: one pass less over the activations. `spos.deploy.folding` makes a
+copy that stays so; here the supernet is itself again afterwards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from spos.deploy.folding import fold_weights
 
 Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
 
@@ -30,12 +31,13 @@ def find_pairs(network: nn.Module) -> list[Pair]:
     out, and so are those of a sequence that has.
     """
     modules = list(network.modules())
-    places = Counter(child for module in modules for child in module.children())
+    # Not `children()`, which names a layer that a sequence runs twice only once.
+    places = Counter(child for module in modules for child in module._modules.values())
     return [
         (first, second)
         for module in modules
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
-        for first, second in pairwise(module.children())
+        for first, second in pairwise(module._modules.values())
         if isinstance(first, nn.Conv2d)
         and isinstance(second, nn.BatchNorm2d)
         and type(first).forward is nn.Conv2d.forward
@@ -56,31 +58,13 @@ def folded(pairs: Sequence[Pair], active: Collection[nn.Module]) -> Iterator[Non
     own = [(layer.weight, layer.bias) for layer, _ in pairs]
     try:
         for layer, norm in pairs:
-            layer.weight, layer.bias = _fuse(layer, norm)
+            layer.weight, layer.bias = fold_weights(layer, norm)
             norm.__dict__["forward"] = _pass_on
         yield
     finally:
         for (layer, norm), (weight, bias) in zip(pairs, own, strict=True):
             layer.weight, layer.bias = weight, bias
             norm.__dict__.pop("forward", None)
-
-
-def _fuse(layer: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[nn.Parameter, nn.Parameter]:
-    assert norm.running_mean is not None and norm.running_var is not None
-    weight, bias = fuse_conv_bn_weights(
-        layer.weight.double(),
-        None if layer.bias is None else layer.bias.double(),
-        norm.running_mean.double(),
-        norm.running_var.double(),
-        norm.eps,
-        None if norm.weight is None else norm.weight.double(),
-        None if norm.bias is None else norm.bias.double(),
-    )
-    dtype = layer.weight.dtype
-    return (
-        nn.Parameter(weight.to(dtype), requires_grad=False),
-        nn.Parameter(bias.to(dtype), requires_grad=False),
-    )
 
 
 def _pass_on(x: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from spos.data.counter_random import check_seed
-from spos.data.decode import BadImage, encoded_size, read_encoded
+from spos.data.decode import BadImage, file_size
 from spos.data.digits import is_digits, prepare_digits
 from spos.data.folder import DataFolder, ImageSet, open_data
 from spos.data.loader import Loader, build_loader
@@ -256,9 +256,7 @@ def _classify(data: DataFolder) -> tuple[str, int]:
     every = max(1, len(data.train) // SAMPLED_IMAGES)
     sides = []
     for path in data.train.paths[::every][:SAMPLED_IMAGES]:
-        file = data.train.root / path
-        encoded = read_encoded(file)
-        size = encoded if isinstance(encoded, BadImage) else encoded_size(encoded, path=file)
+        size = file_size(data.train.root / path)
         if not isinstance(size, BadImage):  # the loader and `data check` name such images
             sides.append(min(size))
     side = statistics.median(sides) if sides else 0

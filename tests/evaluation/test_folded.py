@@ -132,10 +132,12 @@ def test_only_what_is_certain_is_folded():
         return nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
 
     shared, norm = pair()
+    twice, again = pair()
     certain = pair()
     network = nn.ModuleList([
         nn.Sequential(*certain, nn.ReLU()),
         nn.Sequential(shared, norm), nn.Sequential(shared, nn.ReLU()),
+        nn.Sequential(twice, again, twice),
         Backwards(*pair()),
         nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)),
         nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)),
