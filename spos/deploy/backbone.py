@@ -59,7 +59,8 @@ class FeatureBackbone(nn.Module):
             raise ConfigError(
                 f"this network has no map of stride {', '.join(missing) or '(none was asked for)'};"
                 f" it has {', '.join(map(str, ends))}. A network for small images halves them less "
-                "often: search and train with a larger image_size, or ask for the strides it has"
+                "often: search and train with a larger image_size or output_stride, or ask for the "
+                "strides it has"
             )
         self._ends = {ends[stride][0]: str(stride) for stride in sorted(strides)}
         self.channels = {stride: ends[stride][1] for stride in sorted(strides)}

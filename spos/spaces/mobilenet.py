@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from spos.spaces.inverted_residual import InvertedResidual, initialize, pointwise, skip, stem
 from spos.spaces.nni_pieces import LayerChoice, ModelSpace
-from spos.spaces.options import check_choice, check_fraction, check_images, strides
+from spos.spaces.options import (
+    OUTPUT_STRIDES,
+    check_choice,
+    check_fraction,
+    check_images,
+    strides,
+)
 
 STEM_WIDTH = 40
 FIRST_WIDTH = 24
@@ -44,6 +50,8 @@ class ProxylessGPUSpace(ModelSpace):
         skips: ``anglenas``: only the 15 layers that keep the shape can be skipped. ``mmrazor``: all
             21 can; where the shape changes, a skip is a strided 1 x 1 convolution with BatchNorm.
         dropout: before the classifier (AngleNAS retrains with 0.2).
+        output_stride: how many times smaller than the image the last map is, see
+            `spos.spaces.shufflenet.ShuffleNetV2Space`.
 
     Raises:
         ConfigError: if an option is out of its range.
@@ -56,12 +64,14 @@ class ProxylessGPUSpace(ModelSpace):
         affine: bool = True,
         skips: str = "anglenas",
         dropout: float = 0.0,
+        output_stride: int | None = None,
     ) -> None:
         super().__init__()
         check_images("proxyless_gpu", image_size, num_classes)
         check_choice("proxyless_gpu", "skips", skips, SKIPS)
         check_fraction("proxyless_gpu", "dropout", dropout)
-        stem_stride, *stage_strides = strides(image_size)
+        check_choice("proxyless_gpu", "output_stride", output_stride, (None, *OUTPUT_STRIDES))
+        stem_stride, *stage_strides = strides(image_size, output_stride=output_stride)
         self.first_conv = stem(STEM_WIDTH, stride=stem_stride, affine=affine)
         self.first_block = InvertedResidual(
             STEM_WIDTH, FIRST_WIDTH, kernel_size=3, expansion=1, affine=affine

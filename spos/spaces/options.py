@@ -13,20 +13,27 @@ from spos.errors import ConfigError
 IMAGE_SIZES = (8, 4096)
 MAX_CLASSES = 1_000_000
 MAX_WIDTH = 65_536
+OUTPUT_STRIDES = (2, 4, 8, 16, 32)
 NUM_HALVINGS = ((128, 5), (64, 4), (16, 3), (8, 2))  # from this image size on, this many
 
 
-def strides(image_size: int, num_layers: int = 5) -> tuple[int, ...]:
+def strides(
+    image_size: int, num_layers: int = 5, *, output_stride: int | None = None
+) -> tuple[int, ...]:
     """Strides of the layers that may halve the map of a square image, the stem first.
 
     A small image is halved fewer times (`NUM_HALVINGS`), and the earliest layers lose their stride
-    first: 64 is halved four times, 32 or 28 three times, to 4 x 4.
+    first: 64 is halved four times, 32 or 28 three times, to 4 x 4. An ``output_stride``, which all
+    of them together come to, is kept at every size.
 
-    >>> strides(224), strides(32)
-    ((2, 2, 2, 2, 2), (1, 1, 2, 2, 2))
+    >>> strides(224), strides(32), strides(32, output_stride=16)
+    ((2, 2, 2, 2, 2), (1, 1, 2, 2, 2), (1, 2, 2, 2, 2))
     """
-    num_halvings = max(number for size, number in NUM_HALVINGS if image_size >= size)
-    num_halvings = min(num_halvings, num_layers)
+    if output_stride is None:
+        num_halvings = max(number for size, number in NUM_HALVINGS if image_size >= size)
+        num_halvings = min(num_halvings, num_layers)
+    else:
+        num_halvings = OUTPUT_STRIDES.index(output_stride) + 1
     return (1,) * (num_layers - num_halvings) + (2,) * num_halvings
 
 

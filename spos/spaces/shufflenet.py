@@ -27,6 +27,7 @@ from spos.spaces.blocks import (
 from spos.spaces.nni_pieces import LayerChoice, ModelSpace
 from spos.spaces.options import (
     MAX_WIDTH,
+    OUTPUT_STRIDES,
     check_choice,
     check_flag,
     check_fraction,
@@ -51,8 +52,8 @@ class ShuffleNetV2Space(ModelSpace):
     candidates share; a supernet slices the leading channels.
 
     The stem and the first block of each stage halve the map: 224 to 7, 128 to 4; of a small image
-    some keep it (`spos.spaces.options.strides`). Such a first block of a stage keeps its two
-    branches, at stride 1.
+    some keep it (`spos.spaces.options.strides`), unless ``output_stride`` says otherwise. Such a
+    first block of a stage keeps its two branches, at stride 1.
 
     Args:
         image_size: side of the square input images, from 8 to 4096.
@@ -76,6 +77,8 @@ class ShuffleNetV2Space(ModelSpace):
             linear layer, in the manner of ``squeeze_excitation``.
         classifier_bias: whether the classifier has a bias.
         dropout: before the classifier.
+        output_stride: how many times smaller than the image the last map is: 2, 4, 8, 16 or 32, of
+            which the earliest layers lose theirs first. None: as suits the image size.
 
     Raises:
         ConfigError: if an option is out of its range.
@@ -97,6 +100,7 @@ class ShuffleNetV2Space(ModelSpace):
         head: str = "plain",
         classifier_bias: bool = False,
         dropout: float = 0.1,
+        output_stride: int | None = None,
     ) -> None:
         super().__init__()
         _add_layers(
@@ -117,6 +121,7 @@ class ShuffleNetV2Space(ModelSpace):
                 head=head,
                 classifier_bias=classifier_bias,
                 dropout=dropout,
+                output_stride=output_stride,
             ),
         )
 
@@ -147,6 +152,7 @@ class ShuffleNetV2PlusSpace(ModelSpace):
         head: ``plus``, ``mobilenetv3`` or ``plain``.
         classifier_bias: whether the classifier has a bias.
         dropout: before the classifier.
+        output_stride: how many times smaller than the image the last map is.
 
     Raises:
         ConfigError: if an option is out of its range.
@@ -166,6 +172,7 @@ class ShuffleNetV2PlusSpace(ModelSpace):
         head: str = "plus",
         classifier_bias: bool = False,
         dropout: float = 0.2,
+        output_stride: int | None = None,
     ) -> None:
         super().__init__()
         _add_layers(
@@ -186,6 +193,7 @@ class ShuffleNetV2PlusSpace(ModelSpace):
                 head=head,
                 classifier_bias=classifier_bias,
                 dropout=dropout,
+                output_stride=output_stride,
             ),
         )
 
@@ -213,10 +221,12 @@ class _Design:
     head: str
     classifier_bias: bool
     dropout: float
+    output_stride: int | None
 
     def __post_init__(self) -> None:
         space = self.space
         check_images(space, self.image_size, self.num_classes)
+        check_choice(space, "output_stride", self.output_stride, (None, *OUTPUT_STRIDES))
         check_choice(space, "layout", self.layout, LAYOUTS)
         check_choice(space, "activation", self.activation, ("relu", "hswish"))
         check_choice(space, "stem_activation", self.stem_activation, ACTIVATIONS)
@@ -295,7 +305,7 @@ def initialize(network: nn.Module) -> None:
 
 def _add_layers(space: nn.Module, design: _Design) -> None:
     """Give a space its children, in the order in which they are applied."""
-    stem_stride, *stage_strides = strides(design.image_size)
+    stem_stride, *stage_strides = strides(design.image_size, output_stride=design.output_stride)
     space.first_conv = nn.Sequential(
         nn.Conv2d(3, design.stem_width, 3, stem_stride, 1, bias=False),
         nn.BatchNorm2d(design.stem_width, affine=design.affine),

@@ -9,11 +9,11 @@ from torch import nn
 
 from spos.architecture import Architecture, load_architecture
 from spos.errors import ConfigError
-from spos.spaces import build_space, build_subnet
+from spos.spaces import build_space, build_subnet, space_spec
 from spos.spaces.blocks import shuffle_block
 from spos.spaces.halves import join
 from spos.spaces.nni_pieces import open_hub
-from spos.spaces.options import strides
+from spos.spaces.options import OUTPUT_STRIDES, strides
 from spos.spaces.shufflenet import ShuffleNetV2Space
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,9 +28,9 @@ def hub_space():
     return importlib.import_module("nni.nas.hub.pytorch.shufflenet").ShuffleNetSpace
 
 
-def architecture(ids, image_size=224, num_classes=1000):
+def architecture(ids, image_size=224, num_classes=1000, **options):
     choices = {f"layer_{number}": BLOCKS[block] for number, block in enumerate(ids, start=1)}
-    options = {"image_size": image_size, "num_classes": num_classes}
+    options = {"image_size": image_size, "num_classes": num_classes, **options}
     return Architecture("shufflenetv2", options, choices)
 
 
@@ -73,12 +73,17 @@ def test_state_dict_keys_are_those_of_the_hub(hub_space):
 
 
 @pytest.mark.parametrize(
-    ("ids", "image_size"),
-    [(RELEASED, 224), ((3,) * 20, 128), (tuple(random.Random(7).choices(range(4), k=20)), 128)],
-    ids=["released", "all xcep", "random"],
+    ("ids", "image_size", "options"),
+    [
+        (RELEASED, 224, {}),
+        ((3,) * 20, 128, {}),
+        (tuple(random.Random(7).choices(range(4), k=20)), 128, {}),
+        (RELEASED, 64, {"output_stride": 32}),
+    ],
+    ids=["released", "all xcep", "random", "small images halved as often"],
 )
-def test_subnet_is_the_function_of_the_hub(hub_space, ids, image_size):
-    arch = architecture(ids, image_size)
+def test_subnet_is_the_function_of_the_hub(hub_space, ids, image_size, options):
+    arch = architecture(ids, image_size, **options)
     torch.manual_seed(0)
     ours = build_subnet(arch)
     randomize(ours)
@@ -136,6 +141,23 @@ def test_earliest_layers_lose_their_stride_first():
     assert strides(15) == strides(8) == (1, 1, 1, 2, 2)
 
 
+@pytest.mark.parametrize("space", ["shufflenetv2", "shufflenetv2plus", "proxyless_gpu"])
+@pytest.mark.parametrize("output_stride", OUTPUT_STRIDES)
+def test_output_stride_is_kept_at_every_image_size(space, output_stride):
+    for image_size in (32, 128):
+        options = {"image_size": image_size, "num_classes": 5, "output_stride": output_stride}
+        spec = space_spec(space, options=options)
+        first = {label: candidates[0] for label, candidates in spec.choices.items()}
+        network = build_subnet(spec.architecture(first)).eval()
+        maps = []
+        network.features.register_forward_hook(
+            lambda _, inputs, output, maps=maps: maps.append(output.shape[-1])
+        )
+        with torch.no_grad():
+            network(torch.zeros(1, 3, image_size, image_size))
+        assert maps == [image_size // output_stride]
+
+
 def test_block_without_stride_keeps_its_projection():
     small, large = (ShuffleNetV2Space(image_size=size) for size in (16, 224))
     assert small.features[0]["k3"].branch_proj[0].stride == (1, 1)
@@ -186,6 +208,13 @@ def test_options_out_of_range_are_refused(options):
     (name,) = options
     with pytest.raises(ConfigError, match=f"{name} is .*expected an integer from"):
         build_space("shufflenetv2", options=options, affine=False)
+
+
+@pytest.mark.parametrize("output_stride", [0, 1, 3, 64, "32", [32], True])
+def test_output_stride_that_is_none_is_refused(output_stride):
+    for space in ("shufflenetv2", "proxyless_gpu"):
+        with pytest.raises(ConfigError, match="output_stride is .*expected one of null, 2, 4, 8"):
+            build_space(space, options={"output_stride": output_stride}, affine=False)
 
 
 def _count(network: nn.Module) -> int:
