@@ -36,6 +36,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work-dir", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--data-dir", type=Path, default=Path("data/cifar10"))
     parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument(
+        "--output-stride", type=int, default=32, help="that of the canonical network is 32"
+    )
     parser.add_argument("--calibration", type=int, default=2000, help="images")
     parser.add_argument("--validation", type=int, default=2000, help="images")
     parser.add_argument("--batches", type=int, default=200, help="of the baseline's recalibration")
@@ -59,16 +62,17 @@ def main() -> None:
         return
     if args.baseline_candidates is None:
         args.baseline_candidates = args.candidates
-    run = args.work_dir.resolve() / f"{args.image_size}_{args.calibration}_{args.validation}"
-    make_run(
-        run, args.data_dir, image_size=args.image_size,
+    run = make_run(
+        args.work_dir.resolve(), args.data_dir, image_size=args.image_size,
         calibration=args.calibration, validation=args.validation, device=args.device,
+        output_stride=args.output_stride,
     )  # fmt: skip
     overheads: list[tuple[float, float]] = []
     rates = interleave(build_variants(args, run, overheads), rounds=args.rounds, warmup=0)
     print_configuration(
-        space="shufflenetv2", image_size=args.image_size, calibration=args.calibration,
-        validation=args.validation, candidates=args.candidates, generations=args.generations,
+        space="shufflenetv2", image_size=args.image_size, output_stride=args.output_stride,
+        calibration=args.calibration, validation=args.validation,
+        candidates=args.candidates, generations=args.generations,
         baseline_candidates=args.baseline_candidates, device=args.device,
         threads=args.threads, baseline_batches=args.batches,
     )  # fmt: skip

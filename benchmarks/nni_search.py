@@ -92,20 +92,23 @@ def run_search(
 
 
 def make_run(
-    folder: Path, data_dir: Path, *, image_size: int, calibration: int, validation: int,
-    device: str = "cpu",
-) -> None:  # fmt: skip
+    work_dir: Path, data_dir: Path, *, image_size: int, calibration: int, validation: int,
+    device: str = "cpu", output_stride: int = 32,
+) -> Path:  # fmt: skip
     """A supernet's run folder with untrained weights, which take as long as trained ones."""
+    folder = work_dir / f"supernet_{image_size}_{output_stride}_{calibration}_{validation}"
     if (folder / "args.json").exists():
-        return
+        return folder
     num_classes = len([each for each in (data_dir / "train").iterdir() if each.is_dir()])
     command = [
         sys.executable, ROOT / "supernet.py", "--run-dir", folder, "--data-dir", data_dir,
         "--image-size", image_size, "--held-out-per-class", validation // num_classes,
         "--calibration-images", calibration, "--epochs", 0, "--val-paths", 0, "--device", device,
+        "--space-options", json.dumps({"output_stride": output_stride}),
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": _python_path()}
     subprocess.run([str(word) for word in command], env=environment, check=True)
+    return folder
 
 
 def read_evaluation_seconds(run_dir: Path) -> list[float]:

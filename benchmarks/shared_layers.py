@@ -29,16 +29,19 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("runs/benchmark"))
     parser.add_argument("--data-dir", type=Path, default=Path("data/cifar10"))
     parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument(
+        "--output-stride", type=int, default=32, help="that of the canonical network is 32"
+    )
     parser.add_argument("--calibration", type=int, default=2000, help="images")
     parser.add_argument("--validation", type=int, default=2000, help="images")
     parser.add_argument("--generations", type=int, default=6)
     parser.add_argument("--population", type=int, default=50)
     parser.add_argument("--unsorted", action="store_true", help="leave sorts_rounds out")
     args = parser.parse_args()
-    run = args.work_dir.resolve() / f"{args.image_size}_{args.calibration}_{args.validation}"
-    make_run(
-        run, args.data_dir, image_size=args.image_size,
+    run = make_run(
+        args.work_dir.resolve(), args.data_dir, image_size=args.image_size,
         calibration=args.calibration, validation=args.validation,
+        output_stride=args.output_stride,
     )  # fmt: skip
     torch.set_num_threads(1)
     search = build_search(
@@ -46,7 +49,8 @@ def main() -> None:
         sorts_rounds=not args.unsorted, cost_table=str(run / "cost.json"),
     )  # fmt: skip
     print_configuration(
-        image_size=args.image_size, calibration=args.calibration, validation=args.validation,
+        image_size=args.image_size, output_stride=args.output_stride,
+        calibration=args.calibration, validation=args.validation,
         population=args.population, is_sorted=not args.unsorted,
     )  # fmt: skip
     evaluators = {"alone": open_evaluator(run, shares=False), "shared": open_evaluator(run)}

@@ -87,7 +87,10 @@ class FixedBatch:
 
 def build_supernet(args: argparse.Namespace) -> Supernet:
     torch.manual_seed(0)
-    options = {"image_size": args.image_size, "num_classes": args.num_classes}
+    options = {
+        "image_size": args.image_size, "num_classes": args.num_classes,
+        "output_stride": args.output_stride,
+    }  # fmt: skip
     return Supernet(build_space("shufflenetv2", options=options, affine=False)).train()
 
 
@@ -281,6 +284,9 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument(
+        "--output-stride", type=int, default=32, help="that of the canonical network is 32"
+    )
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--num-classes", type=int, default=1000)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -305,7 +311,10 @@ def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     device = torch.cuda.get_device_name() if args.device.startswith("cuda") else "cpu"
-    print_configuration(device=device, threads=args.threads, steps=args.steps, rounds=args.rounds)
+    print_configuration(
+        device=device, image_size=args.image_size, output_stride=args.output_stride,
+        batch_size=args.batch_size, threads=args.threads, steps=args.steps, rounds=args.rounds,
+    )  # fmt: skip
     difference = compare_losses(args)
     print(f"losses of {CHECKED_STEPS} steps, ours against joined blocks: {difference:.1e} apart")
     if difference > TOLERANCE:

@@ -34,8 +34,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=2)
     args = parser.parse_args()
     work = args.work_dir.resolve()
-    run = work / "supernet_empty"
-    make_run(run, args.data_dir, image_size=IMAGE_SIZE, calibration=100, validation=100)
+    run = make_run(work, args.data_dir, image_size=IMAGE_SIZE, calibration=100, validation=100)
     write_results(run, args.trials)
     command = [sys.executable, f"{ROOT}/tester.py", "--run-dir", f"{run}", "--device", "cpu"]
     done = run_search(
