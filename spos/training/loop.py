@@ -128,6 +128,7 @@ class Training:
         steps_per_epoch = len(self.loader)
         epoch, start = divmod(self.step, steps_per_epoch)
         is_stopping = False
+        self.network.train()  # a validation came before; at every step this would take 5 ms
         self._meter.begin_epoch()
         waiting = time.perf_counter()
         for images, labels in self.loader.epoch(epoch, start):
@@ -179,7 +180,11 @@ class Training:
         raise Stopped
 
     def train_step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """One update. ``images``: uint8 (N, 3, H, W); ``labels``: (N,).
+        """One update of a network in training mode.
+
+        Args:
+            images: uint8 (N, 3, H, W).
+            labels: (N,).
 
         Returns:
             The loss, on the device.
@@ -195,7 +200,6 @@ class Training:
             self.network.activate(self.sampler.sample(self.step))
         images = self.preprocessing.apply(images.to(self.device, non_blocking=True))
         labels = labels.to(self.device, non_blocking=True)
-        self.network.train()
         with torch.autocast(
             self.device.type, dtype=_AMP_DTYPES.get(recipe.amp), enabled=recipe.amp != "off"
         ):
