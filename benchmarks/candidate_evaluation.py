@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import shutil
 import statistics
 import sys
 from collections.abc import Callable
@@ -62,8 +63,10 @@ def main() -> None:
         return
     if args.baseline_candidates is None:
         args.baseline_candidates = args.candidates
+    work_dir = args.work_dir.resolve() / "candidate_evaluation"
+    shutil.rmtree(work_dir, ignore_errors=True)  # scores of an earlier run would be found again
     run = make_run(
-        args.work_dir.resolve(), args.data_dir, image_size=args.image_size,
+        work_dir, args.data_dir, image_size=args.image_size,
         calibration=args.calibration, validation=args.validation, device=args.device,
         output_stride=args.output_stride,
     )  # fmt: skip
@@ -102,7 +105,7 @@ def build_variants(
         if command is baseline:  # to which every candidate costs the same
             candidates, generations = args.baseline_candidates, 1
         done = run_search(
-            args.work_dir.resolve() / "search", command, candidates=candidates,
+            run.parent / "search", command, candidates=candidates,
             concurrency=concurrency, seed=next(seeds), rounds=generations,
         )  # fmt: skip
         assert count_choices(done.entries) == candidates, "a candidate was lost"
