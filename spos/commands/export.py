@@ -60,8 +60,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--per-tensor", action="store_true", help="one scale for a weight, not one per channel"
     )
     int8.add_argument(
-        "--reduce-range", action="store_true", help="7-bit weights, for processors without VNNI"
-    )
+        "--reduce-range", action=argparse.BooleanOptionalAction, default=True,
+        help="7-bit weights; with 8 bits, products overflow on x86 processors without VNNI",
+    )  # fmt: skip
     parser.add_argument(
         "--shuffle-by-convolution", action="store_true",
         help="channel shuffles as fixed 1 x 1 convolutions",

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -59,6 +60,18 @@ def test_per_channel_keeps_a_scale_for_each_channel(tiny_onnx, batches):
     assert len(counts[True]) == len(counts[False]) == 4
     assert set(map(tuple, counts[True].values())) == {(6,)}
     assert (6,) not in set(map(tuple, counts[False].values()))
+
+
+def test_weights_have_seven_bits_unless_eight_are_asked_for(tiny_onnx, batches):
+    for settings, largest in ((Quantization(), 64), (Quantization(reduce_range=False), 127)):
+        model = onnx.load_model_from_string(quantize(tiny_onnx, batches, settings))
+        weights = [
+            onnx.numpy_helper.to_array(each)
+            for each in model.graph.initializer
+            if each.name.endswith("weight_quantized")
+        ]
+        assert weights and {each.dtype for each in weights} == {np.dtype("int8")}
+        assert max(abs(each.astype(int)).max() for each in weights) == largest
 
 
 def test_quantisation_is_repeatable(tiny_onnx, batches):
