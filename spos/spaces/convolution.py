@@ -6,7 +6,9 @@ Torch hands all convolutions of a CPU to oneDNN. For two kinds, which most netwo
 space consist of, that is not the best there is: a pointwise one is a matrix product over channels,
 for which the setting up of a convolution costs more than the product where maps are small; and of a
 depthwise one with a kernel of 5 or more, or larger than the map, the weight's gradient takes five
-to fifty times as long as the output.
+to fifty times as long as the output. With a stride, a pointwise one is more than slow: where the
+input's width is no multiple of 8, oneDNN (of torch 2.14, on processors without AVX-512) writes the
+weight's gradient beyond its end, which ends the process sooner or later.
 """
 
 from __future__ import annotations
@@ -48,8 +50,10 @@ def convolve(
     """What `torch.nn.functional.conv2d` computes, to rounding."""
     if _is_fast(x) and dilation == (1, 1) and not isinstance(padding, str):
         kernel = weight.shape[2:]
-        if kernel == (1, 1) and groups == 1 and stride == (1, 1) and padding == (0, 0):
-            return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+        if kernel == (1, 1) and groups == 1 and padding == (0, 0):
+            rows, columns = stride
+            pixels = x.permute(0, 2, 3, 1)[:, ::rows, ::columns]
+            return F.linear(pixels, weight.flatten(1), bias).permute(0, 3, 1, 2)
         if groups == x.shape[1] == len(weight) and bias is None and _is_slow(x, weight, stride):
             return _Depthwise.apply(x, weight, stride, padding)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
