@@ -59,20 +59,20 @@ def test_supernet_goes_on_where_it_stopped_and_scores_as_on_a_cpu(workspace, dev
         assert one["macs"] == other["macs"]
 
 
-def test_search_in_one_process_scores_as_the_tester(trained, tiny_spaces, tmp_path, device):
+def test_search_in_one_process_scores_as_the_tester(workspace, tiny_spaces, tmp_path, device):
     config = tmp_path / "config.yml"
     config.write_text("tuner: {className: spos.search.tuner.SearchTuner}")
     words = ("search", "run", "--config", config, "--rounds", 2, "--population", 4,
-             "--run-dir", trained.folder / "supernet", "--output-dir", tmp_path / "search",
+             "--run-dir", workspace.folder / "supernet", "--output-dir", tmp_path / "search",
              *COMMON, "--device", device, "--threads", 1)  # fmt: skip
     assert main([str(word) for word in words]) == 0
     entries = read_journal(tmp_path / "search" / "search.jsonl")
     assert len(entries) == 8
-    spec = open_supernet_run(trained.folder / "supernet").spec
+    spec = open_supernet_run(workspace.folder / "supernet").spec
     archs = [tmp_path / f"{number}.json" for number in range(len(entries))]
     for path, entry in zip(archs, entries, strict=True):
         save_architecture(path, spec.architecture(entry["choices"]))
-    scores = results(trained.tester("--json", "--device", device, "--arch", *archs))
+    scores = results(workspace.tester("--json", "--device", device, "--arch", *archs))
     for entry, score in zip(entries, scores, strict=True):
         assert entry["score"] == pytest.approx(score["top1"], abs=0 if device == "cpu" else 0.1)
 
