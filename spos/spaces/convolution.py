@@ -7,8 +7,8 @@ space consist of, that is not the best there is: a pointwise one is a matrix pro
 for which the setting up of a convolution costs more than the product where maps are small; and of a
 depthwise one with a kernel of 5 or more, or larger than the map, the weight's gradient takes five
 to fifty times as long as the output. With a stride, a pointwise one is more than slow: where the
-input's width is no multiple of 8, oneDNN (of torch 2.14, on processors without AVX-512) writes the
-weight's gradient beyond its end, which ends the process sooner or later.
+input's width is no multiple of 8, oneDNN (seen in torch 2.14, on a processor with AVX2 only) writes
+the weight's gradient beyond its end, and the process is aborted at some later allocation.
 """
 
 from __future__ import annotations
