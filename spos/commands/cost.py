@@ -132,14 +132,10 @@ def _read(args: argparse.Namespace, options: dict[str, Any]) -> Architecture:
 
 
 def _operations(arch: Architecture) -> list[Operation]:
-    import torch
-
     from spos.cost.operations import list_operations
     from spos.spaces import build_subnet, default_image_size
 
-    with torch.device("meta"):
-        network = build_subnet(arch)
-    return list_operations(network, default_image_size(arch.space, options=arch.options))
+    return list_operations(build_subnet(arch), default_image_size(arch.space, options=arch.options))
 
 
 def _print_space(args: argparse.Namespace, options: dict[str, Any]) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from spos.architecture import Candidate, SearchSpec
 from spos.cost.additive import ConditionalLayer, conditional_layers, sum_layers
-from spos.cost.operations import run_on_meta
+from spos.cost.operations import run_on_image
 from spos.cost.table import CostTable
 from spos.errors import ConfigError
 from spos.spaces import build_space, default_image_size
@@ -57,7 +57,7 @@ def count_layers(module: nn.Module, image_size: int) -> list[LayerCost]:
     Raises:
         ConfigError: if the network cannot run on such images.
     """
-    return _count_layers(copy.deepcopy(module).to("meta").eval(), image_size)
+    return _count_layers(copy.deepcopy(module).eval(), image_size)
 
 
 def count_macs(module: nn.Module, image_size: int) -> int:
@@ -92,7 +92,7 @@ def build_cost_table(name: str, *, options: Mapping[str, Any]) -> CostTable:
             have another number of classes, or costs are not additive in it.
     """
     image_size = default_image_size(name, options=options)
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):  # its weights are of no interest
         supernet = Supernet(build_space(name, options=options, affine=True)).eval()
     spec = SearchSpec(name, options, supernet.spec_choices)
     layers = list(conditional_layers(supernet))
@@ -141,11 +141,11 @@ def _count_positions(
         width = output.shape[-1] if isinstance(layer, nn.Linear) else output.shape[1]
         positions[id(layer)] = positions.get(id(layer), 0) + output.numel() // width
 
-    with ExitStack() as hooks, torch.no_grad():
+    with ExitStack() as hooks:
         for layer in layers:
             if isinstance(layer, _MULTIPLIERS):
                 hooks.callback(layer.register_forward_hook(count).remove)
-        run_on_meta(network, image_size)
+        run_on_image(network, image_size)
     return positions
 
 
@@ -186,7 +186,7 @@ def _make_active(layer: ConditionalLayer, partial: dict[str, Candidate]) -> bool
 
 def _check_classes(supernet: Supernet, spec: SearchSpec, image_size: int) -> None:
     """A constructor that takes no number of classes may have settled on another."""
-    shape = tuple(run_on_meta(supernet, image_size).shape)
+    shape = tuple(run_on_image(supernet, image_size).shape)
     if "num_classes" in spec.options and shape != (1, spec.options["num_classes"]):
         raise ConfigError(
             f"{spec.space}: makes outputs of the shape {shape} of one image, expected "

@@ -108,12 +108,12 @@ def list_operations(network: nn.Module, image_size: int) -> list[Operation]:
     Raises:
         ConfigError: if the network cannot run on such images.
     """
-    network = copy.deepcopy(network).to("meta").eval()
+    network = copy.deepcopy(network).eval()
     names = {id(module): name for name, module in network.named_modules()}
     active = network.active_modules() if isinstance(network, Supernet) else network.modules()
     operations: list[Operation] = []
     seen: set[int] = set()
-    with ExitStack() as hooks, torch.no_grad():
+    with ExitStack() as hooks:
         for module in active:
             kind = _kind(module)
             if kind is None:
@@ -124,19 +124,21 @@ def list_operations(network: nn.Module, image_size: int) -> list[Operation]:
             else:
                 handle = module.register_forward_hook(record)
             hooks.callback(handle.remove)
-        run_on_meta(network, image_size)
+        run_on_image(network, image_size)
     return operations
 
 
-def run_on_meta(network: nn.Module, image_size: int) -> Tensor:
-    """What a network on the meta device makes of one image: nothing but a shape.
+def run_on_image(network: nn.Module, image_size: int) -> Tensor:
+    """What a network makes of one black image, on the device where it is.
 
     Raises:
         ConfigError: if it cannot run on such images.
     """
+    device = next((each.device for each in network.parameters()), None)
     try:
-        return network(torch.empty(1, 3, image_size, image_size, device="meta"))
-    except RuntimeError as problem:  # also that an operation has no meta version
+        with torch.no_grad():
+            return network(torch.zeros(1, 3, image_size, image_size, device=device))
+    except RuntimeError as problem:
         raise ConfigError(
             f"the network cannot be counted on images of {image_size} x {image_size}, "
             f"because it does not run on them: {problem}"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spos.architecture import Architecture, Candidate
-from spos.cost.operations import Operation, list_operations, run_on_meta
+from spos.cost.operations import Operation, list_operations, run_on_image
 from spos.spaces import build_space, default_image_size
 from spos.spaces.sharing import Choice
 from spos.supernet import Supernet
@@ -55,7 +55,7 @@ def list_blocks(arch: Architecture) -> list[Block]:
         ArchitectureError: if its choices are not of that space.
     """
     image_size = default_image_size(arch.space, options=arch.options)
-    with torch.device("meta"):
+    with torch.random.fork_rng(devices=[]):  # its weights are of no interest
         supernet = Supernet(build_space(arch.space, options=arch.options, affine=True)).eval()
     supernet.activate(arch.choices)
     units = dict(_find_units(supernet, ""))
@@ -99,10 +99,10 @@ def _observe_outputs(
 
         return record
 
-    with ExitStack() as hooks, torch.no_grad():
+    with ExitStack() as hooks:
         for name, unit in units.items():
             hooks.callback(unit.register_forward_hook(watch(name)).remove)
-        run_on_meta(supernet, image_size)
+        run_on_image(supernet, image_size)
     return shapes
 
 

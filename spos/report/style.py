@@ -119,6 +119,7 @@ def draw(
         fill(figure)
         svg, png = io.BytesIO(), io.BytesIO()
         figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.set_layout_engine("none")  # what was laid out stays so
         figure.savefig(png, format="png", dpi=PNG_DPI)
     text = svg.getvalue().replace(b"'DejaVu Sans'", FONTS.replace("'", "&apos;").encode())
     return Picture(name, alt, text, png.getvalue(), is_wide)
