@@ -94,7 +94,7 @@ def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
         "options": dict(arch.options),
         "choices": dict(arch.choices),
         **inputs.config(),
-        **vars(recipe),
+        **recipe.config(),
     }
     is_main = rank() == 0
     run = RunFolder(

@@ -125,7 +125,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         "split": split_id(split),
         "calibration_images": images,
         **inputs.config(),
-        **vars(recipe),
+        **recipe.config(),
     }
     settings = RunSettings("supernet", config, inputs.runtime())
     run = RunFolder(args.run_dir, settings, is_writer=rank() == 0)

@@ -20,7 +20,7 @@ from spos.cost.table import CostTable
 from spos.evaluation.build import open_supernet_run
 from spos.search.results import read_entries
 from spos.subnet import load_subnet
-from spos.training.checkpoint import load_checkpoint
+from spos.training.checkpoint import latest_checkpoint, load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS = ROOT / "tests" / "assets"
@@ -29,6 +29,13 @@ IMAGES = torch.linspace(-2, 2, 4 * 3 * 8 * 8).reshape(4, 3, 8, 8)
 SEARCH = ("search", "run", "--run-dir", "supernet", "--output-dir", "search", "--space", TINY,
           "--device", "cpu", "--workers", "0", "--rounds", "2", "--population", "4",
           "--data-dir", "data")  # fmt: skip
+
+
+COMMON = ("--space", TINY, "--device", "cpu", "--workers", "0", "--data-dir", "data",
+          "--image-size", "8", "--batch-size", "6", "--epochs", "2")  # fmt: skip
+SUPERNET = (str(ROOT / "supernet.py"), *COMMON, "--run-dir", "supernet",
+            "--held-out-per-class", "4", "--calibration-images", "20")  # fmt: skip
+SCRATCH = (str(ROOT / "scratch.py"), *COMMON, "--run-dir", "scratch", "--fixed-arc", "arch.json")
 
 
 def read_what_it_means(folder: Path) -> dict:
@@ -66,6 +73,17 @@ def test_files_of_earlier_versions_mean_what_they_meant(old):
     assert found == expected
 
 
+def test_runs_of_an_earlier_version_are_continued(old):
+    write_data(old / "data")
+    weights = old / "scratch" / "best.safetensors"
+    weights.unlink()
+    before = latest_checkpoint(old / "supernet" / "checkpoints")
+    run(old, *SUPERNET)
+    assert latest_checkpoint(old / "supernet" / "checkpoints") == before
+    run(old, *SCRATCH)  # its checkpoints are not kept, so it is trained anew
+    assert load_subnet(weights).classes
+
+
 def test_a_search_of_an_earlier_version_is_continued(old):
     write_data(old / "data")
     before = read_entries(old / "search")
@@ -96,15 +114,11 @@ def write_assets(folder: Path) -> None:
     """Run the stages of the present version on tiny data and keep what they wrote."""
     folder.mkdir(parents=True)
     write_data(folder / "data")
-    common = ("--space", TINY, "--device", "cpu", "--workers", "0", "--data-dir", "data",
-              "--image-size", "8", "--batch-size", "6", "--epochs", "2")  # fmt: skip
-    run(folder, str(ROOT / "supernet.py"), *common, "--run-dir", "supernet",
-        "--held-out-per-class", "4", "--calibration-images", "20")  # fmt: skip
+    run(folder, *SUPERNET)
     shutil.copy(ROOT / "config_search.yml", folder)
     run(folder, "-m", "spos", *SEARCH, "--config", "config_search.yml")
     shutil.copy(folder / "search" / "checkpoints" / "best.json", folder / "arch.json")
-    run(folder, str(ROOT / "scratch.py"), *common, "--run-dir", "scratch",
-        "--fixed-arc", "arch.json")  # fmt: skip
+    run(folder, *SCRATCH)
     for name in ("data", "supernet/tb", "scratch/tb", "scratch/checkpoints"):
         shutil.rmtree(folder / name)
     for path in [*folder.rglob(".lock"), *folder.rglob("log.txt")]:

@@ -17,6 +17,7 @@ from spos.training.recipe import AMP_MODES, SCHEDULES
 RECIPE_FLAGS = (
     "epochs",
     "batch_size",
+    "accumulate",
     "lr",
     "schedule",
     "warmup_epochs",
@@ -76,6 +77,10 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--epochs", type=int, help="passes over the training images")
     group.add_argument("--batch-size", type=int, help="images of a step, over all processes")
+    group.add_argument(
+        "--accumulate", type=int, metavar="N",
+        help="compute a step in N parts, in the memory of one (default: 1)",
+    )  # fmt: skip
     group.add_argument(
         "--lr", type=float, help="first learning rate; by default it follows the batch size"
     )

@@ -198,17 +198,11 @@ class Training:
         if self.sampler:
             assert isinstance(self.network, Supernet)
             self.network.activate(self.sampler.sample(self.step))
-        images = self.preprocessing.apply(images.to(self.device, non_blocking=True))
         labels = labels.to(self.device, non_blocking=True)
-        with torch.autocast(
-            self.device.type, dtype=_AMP_DTYPES.get(recipe.amp), enabled=recipe.amp != "off"
-        ):
-            logits = self.network(images)
-            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         # Gradients of idle candidates are None, not zero: with zeros, momentum and weight decay
         # would go on moving them.
         self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
+        loss, logits = self._add_gradients(images.to(self.device, non_blocking=True), labels)
         parallel.average_gradients(self._parameters)
         if self.device.type == "cpu":
             self._check_finite(loss.item())  # before the weights are touched
@@ -221,10 +215,29 @@ class Training:
             group["lr"] = self._lr()
         with only_active_slices(self.network, self._optimizer):
             self._update()
-        self._meter.add(loss.detach(), logits.detach(), labels)
+        self._meter.add(loss, logits, labels)
         self._check_finite(self._meter.loss_sum())
         self.step += 1
-        return loss.detach()
+        return loss
+
+    def _add_gradients(
+        self, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add up the gradients of a batch, part by part; returns its loss and logits."""
+        recipe, losses, logits = self.recipe, [], []
+        parts = images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate)
+        for pixels, wanted in zip(*parts, strict=True):
+            x = self.preprocessing.apply(pixels)
+            with torch.autocast(
+                self.device.type, dtype=_AMP_DTYPES.get(recipe.amp), enabled=recipe.amp != "off"
+            ):
+                output = self.network(x)
+                loss = F.cross_entropy(output, wanted, label_smoothing=recipe.label_smoothing)
+            share = loss * (len(wanted) / len(labels))
+            self._scaler.scale(share).backward()
+            losses.append(share.detach())
+            logits.append(output.detach())
+        return torch.stack(losses).sum(), torch.cat(logits)
 
     def _update(self) -> None:
         if not self._scaler.is_enabled():
@@ -267,10 +280,11 @@ class Training:
         )
 
     def _not_enough_memory(self, problem: RuntimeError, *, image_size: int) -> TrainingError:
+        parts = self.recipe.accumulate
         return TrainingError(
             f"{self.device} has not enough memory for a batch of {self.recipe.batch_size} images "
             f"of {image_size} pixels on {parallel.world_size()} processes "
-            f"({str(problem).partition(chr(10))[0]}); try "
+            f"({str(problem).partition(chr(10))[0]}); try --accumulate {2 * parts}, "
             f"--batch-size {max(1, self.recipe.batch_size // 2)}, a smaller --image-size or "
             "--amp bf16"
         )

@@ -27,6 +27,9 @@ class Recipe:
     Attributes:
         epochs: passes over the training images; 0 trains nothing.
         batch_size: images of a step over all processes together.
+        accumulate: into how many parts each process divides its images of a step. They are computed
+            one after the other, which takes the memory of one, and their gradients are added up;
+            BatchNorm in training sees the images of one part.
         lr: learning rate at the start; it falls to 0, at every step.
         schedule: ``linear`` or ``cosine``.
         warmup_epochs: epochs over which the learning rate rises from 0 first.
@@ -41,6 +44,7 @@ class Recipe:
     epochs: int
     batch_size: int
     lr: float
+    accumulate: int = 1
     schedule: str = "linear"
     warmup_epochs: float = 0.0
     momentum: float = 0.9
@@ -54,6 +58,7 @@ class Recipe:
         for name, low, high in (
             ("epochs", 0, math.inf),
             ("batch_size", 1, math.inf),
+            ("accumulate", 1, self.batch_size),
             ("lr", 0, math.inf),
             ("warmup_epochs", 0, self.epochs),
             ("momentum", 0, 1),
@@ -71,6 +76,11 @@ class Recipe:
                 raise ConfigError(
                     f"--{name} {getattr(self, name)}: expected one of {', '.join(known)}"
                 )
+
+    def config(self) -> dict[str, Any]:
+        """The fields as ``args.json`` has them: newer ones where they are used, for older runs."""
+        newer = {"accumulate": 1}
+        return {name: value for name, value in vars(self).items() if newer.get(name) != value}
 
     def replace(self, changes: Mapping[str, Any]) -> Recipe:
         """This recipe with the fields of ``changes`` that are not None."""

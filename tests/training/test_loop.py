@@ -329,10 +329,62 @@ def ask_cpu() -> None:
 @pytest.mark.parametrize("ask", [ask_cuda, ask_cpu])
 def test_batch_that_memory_cannot_hold_is_named_with_what_to_do(tmp_path, images, ask):
     with pytest.raises(
-        TrainingError, match=r"batch of 6 images of 8 pixels .*allocate 1125.*--batch-size 3, "
+        TrainingError,
+        match=r"batch of 6 images of 8 pixels .*allocate 1125.*--accumulate 4, --batch-size 3, ",
     ):
-        fit(tmp_path, images, before=lambda step: ask() if step == 8 else None)
+        fit(tmp_path, images, accumulate=2, before=lambda step: ask() if step == 8 else None)
     assert latest_checkpoint(tmp_path / "checkpoints")[0] == 6
+
+
+# --- a step in parts -----------------------------------------------------------------------------
+
+
+class Recorder(torch.nn.Module):
+    """A network without BatchNorm, and what it was shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3 * 8 * 8, 3)
+        self.shown: list[torch.Tensor] = []
+
+    def forward(self, x):
+        self.shown.append(x)
+        return self.linear(x.flatten(1))
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize("parts, sizes", [(2, [3, 3]), (4, [2, 2, 2]), (6, [1] * 6)])
+def test_parts_of_a_step_make_the_update_of_the_whole(tmp_path, images, parts, sizes, amp):
+    found = []
+    for accumulate in (1, parts):
+        training = make_training(tmp_path / str(accumulate), images, scratch=True,
+                                 accumulate=accumulate, amp=amp, clip_norm=0.5)  # fmt: skip
+        torch.manual_seed(0)
+        network = Recorder()
+        trained = Training(
+            network, training.recipe, loader=training.loader, run=training.run,
+            preprocessing=training.preprocessing, device=training.device,
+        )  # fmt: skip
+        trained.fit()
+        training.run.close()
+        metrics = read_run(tmp_path / str(accumulate)).metrics
+        found.append((network, [each["train/loss"] for each in metrics]))
+    (whole, losses), (divided, summed) = found
+    assert [len(each) for each in divided.shown[: len(sizes)]] == sizes
+    assert torch.equal(torch.cat(divided.shown), torch.cat(whole.shown))
+    tolerance = 1e-6 if amp == "off" else 1e-2
+    assert summed == pytest.approx(losses, rel=tolerance)
+    torch.testing.assert_close(
+        divided.linear.weight, whole.linear.weight, rtol=tolerance, atol=tolerance
+    )
+
+
+@pytest.mark.parametrize("amp", ["off", "fp16"])
+def test_stopped_run_in_parts_continues_to_the_bit(tmp_path, images, reference, amp):
+    with pytest.raises(Stopped):
+        fit(tmp_path, images, before=send(signal.SIGTERM, at=7), accumulate=4, amp=amp)
+    resumed = fit(tmp_path, images, accumulate=4, amp=amp)
+    assert_identical(resumed.state, reference(accumulate=4, amp=amp).state)
 
 
 # --- only the sampled path learns --------------------------------------------------------------

@@ -120,13 +120,20 @@ def test_no_flags_leave_the_recipe_as_it_is():
 
 def test_every_field_has_a_flag_that_sets_it():
     flags = {
-        "epochs": 7, "batch_size": 3, "lr": 0.25, "schedule": "cosine", "warmup_epochs": 2.5,
-        "momentum": 0.5, "weight_decay": 0.125, "label_smoothing": 0.0, "clip_norm": 4.0,
-        "amp": "bf16", "seed": 9,
+        "epochs": 7, "batch_size": 3, "accumulate": 2, "lr": 0.25, "schedule": "cosine",
+        "warmup_epochs": 2.5, "momentum": 0.5, "weight_decay": 0.125, "label_smoothing": 0.0,
+        "clip_norm": 4.0, "amp": "bf16", "seed": 9,
     }  # fmt: skip
     assert set(flags) == set(RECIPE_FLAGS) == set(vars(RECIPE))
     words = [word for k, v in flags.items() for word in (f"--{k.replace('_', '-')}", str(v))]
     assert vars(fit(RECIPE, *words)) == flags
+
+
+def test_settings_name_parts_only_where_there_are_some():
+    """Or runs of earlier versions, which know nothing of them, could not be continued."""
+    assert "accumulate" not in RECIPE.config()
+    divided = RECIPE.replace({"accumulate": 2}).config()
+    assert divided == {**RECIPE.config(), "accumulate": 2} == vars(RECIPE) | {"accumulate": 2}
 
 
 def test_rate_follows_the_batch_unless_given():
