@@ -6,7 +6,8 @@
 
 Repeat a command to continue it. All training images are used, and the test images only to measure:
 the weights written to best.safetensors are those at the end of training, with BatchNorm's
-statistics computed exactly over training images.
+statistics computed exactly over training images. --weights begins with weights that are there
+already, to fine-tune them: a network's of other images, or the supernet's.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import torch
 
 from spos.architecture import Architecture
 from spos.convert.architectures import read_architecture
+from spos.convert.start import add_weights_flags, find_weights, read_subnet_start, weights_config
 from spos.cost.counting import build_cost_table
 from spos.errors import CheckpointError, run_main
 from spos.evaluation.accuracy import Accuracy, measure_accuracy
@@ -53,9 +55,14 @@ def parse_arguments() -> argparse.Namespace:
                         "or module:Class of your own")  # fmt: skip
     parser.add_argument("--space-options", metavar="JSON", help="options of the space to change")
     add_data_flags(parser)
+    add_weights_flags(
+        parser, "of this architecture, ours or another system's, or of a supernet or its run folder"
+    )
     add_recipe_flags(parser)
     add_run_flags(parser, run_dir="runs/scratch")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.weights = find_weights(args.weights)
+    return args
 
 
 def main() -> None:
@@ -88,11 +95,13 @@ def fit_architecture(arch: Architecture, inputs: Inputs, options: dict) -> Archi
 
 def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
     recipe = fit_recipe(inputs.preset.scratch, args, RECIPE_FLAGS)
+    start = read_start(args, arch, recipe.seed)
     table = build_cost_table(arch.space, options=arch.options)
     config = {
         "space": arch.space,
         "options": dict(arch.options),
         "choices": dict(arch.choices),
+        **weights_config(args),
         **inputs.config(),
         **recipe.config(),
     }
@@ -110,7 +119,7 @@ def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
             recipe.epochs, recipe.batch_size, recipe.lr, inputs.device,
         )  # fmt: skip
     torch.manual_seed(recipe.seed)
-    network = build_subnet(arch, affine=True)
+    network = build_subnet(arch, affine=True) if start is None else start
     test = ImageBatches(
         inputs.evaluation_loader(inputs.data.test, VALIDATION_BATCH),
         preprocessing=inputs.preprocessing,
@@ -141,6 +150,12 @@ def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
             100 * accuracy.top1, 100 * accuracy.top5, accuracy.num_images, best,
         )  # fmt: skip
     run.close()
+
+
+def read_start(args: argparse.Namespace, arch: Architecture, seed: int) -> torch.nn.Module | None:
+    if args.weights is None:
+        return None
+    return read_subnet_start(args.weights, arch, head_seed=seed if args.reset_head else None)
 
 
 def calibrate(network: torch.nn.Module, inputs: Inputs, recipe: Recipe) -> None:

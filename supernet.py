@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 
-from spos.convert.weights import ConvertedWeights, read_weights
+from spos.convert.start import add_weights_flags, find_weights, read_supernet_start, weights_config
+from spos.convert.weights import ConvertedWeights
 from spos.cost.counting import build_cost_table
 from spos.cost.table import Constraint, CostTable, parse_constraint_flags
 from spos.data.split import apply_split, save_split
-from spos.errors import CheckpointError, run_main
+from spos.errors import run_main
 from spos.evaluation.build import build_evaluator
 from spos.evaluation.evaluator import Evaluator
-from spos.files import digest
 from spos.flag_values import not_negative, positive
 from spos.spaces import build_space, load_space_class
 from spos.supernet import Supernet
@@ -77,11 +77,10 @@ def parse_arguments() -> argparse.Namespace:
         help="of the path of each step (default: %(default)s)",
     )  # fmt: skip
     add_path_flags(group)
-    group.add_argument(
-        "--weights", type=Path, metavar="FILE",
-        help="begin with the weights of a supernet, ours or another system's; --epochs 0: as it is",
-    )  # fmt: skip
     add_shrink_flags(parser)
+    add_weights_flags(
+        parser, "of a supernet, ours or another system's, or a run folder; --epochs 0: as it is"
+    )
     add_recipe_flags(parser)
     add_run_flags(parser, run_dir="runs/supernet")
     group = parser.add_argument_group("validation of sampled paths")
@@ -91,7 +90,9 @@ def parse_arguments() -> argparse.Namespace:
         "--calibration-images", type=positive, metavar="N",
         help="for BatchNorm, also in the search (default: 25,600 on ImageNet)",
     )  # fmt: skip
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.weights = find_weights(args.weights)
+    return args
 
 
 def main() -> None:
@@ -109,7 +110,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     training, _ = apply_split(inputs.data.train, split)
     recipe = fit_recipe(inputs.preset.supernet, args, RECIPE_FLAGS)
     options = space_options(args, inputs)
-    start = read_start(args.weights, args.space, options) if args.weights else None
+    start = read_start(args, options, recipe.seed)
     options = dict(start.options) if start else options
     table = open_costs(args.run_dir, args.space, options)
     make_sampler = sampler_maker(args, recipe, inputs.count_steps(training, recipe))
@@ -119,7 +120,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         "space": args.space,
         "options": options,
         "affine": start is not None and has_affine(start.network),
-        "weights": digest(args.weights) if start else None,
+        **weights_config(args),
         **path_config(args, plan, table),
         "held_out": len(split.held_out),
         "split": split_id(split),
@@ -222,14 +223,15 @@ def write_costs(path: Path, table: CostTable) -> None:
     table.save(path)
 
 
-def read_start(path: Path, space: str, options: dict) -> ConvertedWeights:
-    """The supernet in a file, refused if it is a subnet or of another space."""
-    start = read_weights(path, space=space, options=options)
-    if start.arch is not None:
-        raise CheckpointError(
-            f"--weights {path}: holds the weights of one subnet, expected those of a supernet"
-        )
-    return start
+def read_start(
+    args: argparse.Namespace, options: dict[str, Any], seed: int
+) -> ConvertedWeights | None:
+    if args.weights is None:
+        return None
+    return read_supernet_start(
+        args.weights, space=args.space, options=options,
+        head_seed=seed if args.reset_head else None,
+    )  # fmt: skip
 
 
 def build_supernet(start: ConvertedWeights | None, space: str, options: dict) -> Supernet:

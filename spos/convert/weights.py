@@ -72,6 +72,7 @@ def read_weights(
     space: str | None = None,
     options: Mapping[str, Any] | None = None,
     arch: Architecture | None = None,
+    is_part: bool = False,
 ) -> ConvertedWeights:
     """The network whose weights a file of any of the systems holds.
 
@@ -84,6 +85,7 @@ def read_weights(
         options: of the space, where they are not as ImageNet needs them (``image_size``) or cannot
             be seen from the weights.
         arch: of a subnet, the architecture that it must be of.
+        is_part: whether a supernet will do, of which the architecture is a part.
 
     Raises:
         CheckpointError: if the file is damaged, unsafe, of an unknown system, of another network,
@@ -102,7 +104,7 @@ def read_weights(
     _check_function(found.system, own, wanted, source)
     merged = {"image_size": 224, "num_classes": 1000, **own, **wanted}
     network, subnet = _build(name, merged, choices, tensors, source)
-    if arch is not None:
+    if arch is not None and not (is_part and subnet is None):
         _check_same(arch, subnet, source)
     return ConvertedWeights(found.system, network, name, merged, subnet)
 

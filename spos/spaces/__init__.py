@@ -101,6 +101,17 @@ def space_spec(name: str, *, options: Mapping[str, Any]) -> SearchSpec:
     return SearchSpec(name, options, {k: tuple(v) for k, v in _nni_values(name, options).items()})
 
 
+def complete_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a search space, with its constructor's defaults for those that are not given.
+
+    Raises:
+        ConfigError: if the space is unknown.
+    """
+    parameters = _constructor_parameters(load_space_class(name))
+    defaults = {k: each.default for k, each in parameters.items() if each.default is not each.empty}
+    return {**defaults, **options}
+
+
 def default_image_size(name: str, *, options: Mapping[str, Any]) -> int:
     """The size of the images of a space with these options, or with its constructor's default.
 

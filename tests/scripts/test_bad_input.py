@@ -134,12 +134,12 @@ def write(name: str, text: str) -> Change:
     return write_file
 
 
-def remove(name: str) -> Change:
-    def remove_path(folder: Path) -> None:
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+def remove(*names: str) -> Change:
+    def remove_paths(folder: Path) -> None:
+        for path in (folder / name for name in names):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
-    return remove_path
+    return remove_paths
 
 
 # --- the cases -----------------------------------------------------------------------------------
@@ -256,6 +256,24 @@ CASES = {
     "text in place of weights": Case(
         "supernet", ("notes.txt: is no weight file; give a checkpoint",),
         ("--weights", "notes.txt"), change=write("notes.txt", "# weights"),
+    ),
+    "folder in place of weights": Case(
+        "scratch", ("--weights data: holds no checkpoints", "run folder"), ("--weights", "data")
+    ),
+    "no weights whose head could be reset": Case(
+        "supernet", ("--reset-head", "--weights FILE"), ("--reset-head",)
+    ),
+    "supernet's weights of other classes": Case(
+        "supernet", ("step_00000018.pt", "3 classes", "of 2", "--reset-head"),
+        ("--weights", "supernet"), change=remove("data/train/class_2", "data/val/class_2"),
+    ),
+    "subnet in place of a supernet": Case(
+        "supernet", ("best.safetensors", "one subnet", "supernet"),
+        ("--weights", "scratch/best.safetensors"),
+    ),
+    "weights of another architecture": Case(
+        "scratch", ("best.safetensors", "not of the given architecture", "layer_1"),
+        ("--weights", "scratch/best.safetensors"), change=write_arch(choices={"layer_1": "k5"}),
     ),
     "checkpoint of other options": Case(
         "tester", ("step_00000018.pt", "other settings", "args.json"), ("--arch", "arch.json"),
