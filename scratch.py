@@ -133,6 +133,7 @@ def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
         device=inputs.device,
         run=run,
         validate=lambda: as_metrics(measure_accuracy(network, test, inputs.device)),
+        rehearse=lambda: measure_accuracy(network, islice(test, 1), inputs.device),
         validate_every=args.val_every or max(1, recipe.epochs // 10),
         save_every=args.save_every,
     )

@@ -148,6 +148,9 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     def validate() -> dict[str, float]:
         return measure_paths(evaluator, shrinking.table if shrinking else table, args.val_paths)
 
+    def rehearse() -> None:
+        evaluator.rehearse(measured_paths(table).sample(0))
+
     Training(
         supernet,
         recipe,
@@ -157,6 +160,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         run=run,
         sampler=sampler,
         validate=validate if args.val_paths else None,
+        rehearse=rehearse if args.val_paths else None,
         validate_every=args.val_every or max(1, recipe.epochs // 10),
         save_every=args.save_every,
         shrinking=shrinking,
@@ -264,9 +268,13 @@ def describe(
         log.info("channel warm-up: %s", "; ".join(sampler.describe()))
 
 
+def measured_paths(table: CostTable) -> UniformSampler:
+    return UniformSampler(table.spec, seed=VAL_SEED)
+
+
 def measure_paths(evaluator: Evaluator, table: CostTable, number: int) -> dict[str, float]:
     """Held-out accuracy of the same few paths every time, BatchNorm recalibrated for each."""
-    paths = UniformSampler(table.spec, seed=VAL_SEED)
+    paths = measured_paths(table)
     results = [evaluator.evaluate(paths.sample(step)) for step in range(number)]
     top1 = [result.top1 for result in results]
     return {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import psutil
 import torch
@@ -142,6 +143,15 @@ class Evaluator:
         except BaseException:
             memory.forget()
             raise
+
+    def rehearse(self, choices: Choices) -> None:
+        """Run one batch of either set: what is wrong with them shows now, not after hours."""
+        self.supernet.activate(choices)
+        modules = list(self.supernet.active_modules())
+        with saved_statistics(modules):
+            images = (images for images, _ in islice(self.calibration, 1))
+            recalibrate(self.supernet, modules, images)
+            measure_accuracy(self.supernet, islice(self.validation, 1), self.device)
 
     def evaluate_uncalibrated(self, choices: Choices) -> Accuracy:
         """Accuracy with the statistics that training left, which mix all paths: to compare with."""

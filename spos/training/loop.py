@@ -66,6 +66,7 @@ class Training:
         run: where checkpoints and metrics go.
         sampler: chooses the path of each step.
         validate: called after every ``validate_every`` epochs and at the end; returns metrics.
+        rehearse: called before the first step; fails if ``validate`` would.
         validate_every: in epochs.
         save_every: in epochs.
         shrinking: drops candidates between epochs; then it is the sampler as well.
@@ -82,6 +83,7 @@ class Training:
         run: RunFolder,
         sampler: PathSampler | None = None,
         validate: Callable[[], Mapping[str, float]] | None = None,
+        rehearse: Callable[[], object] | None = None,
         validate_every: int = 1,
         save_every: int = 1,
         shrinking: Shrinking | None = None,
@@ -91,6 +93,7 @@ class Training:
         self.device, self.run, self.sampler = device, run, shrinking or sampler
         self.shrinking = shrinking
         self.validate, self.validate_every, self.save_every = validate, validate_every, save_every
+        self.rehearse = rehearse
         self.step = 0
         self.total_steps = recipe.epochs * len(loader)
         self._parameters = list(network.parameters())
@@ -112,6 +115,8 @@ class Training:
             Stopped: after SIGTERM or SIGUSR1, with everything saved.
         """
         self._restore()
+        if self.rehearse and self.step == 0:
+            self.rehearse()
         self.run.start_metrics(self.step)
         status = StatusLine(self.total_steps, start=self.step, is_shown=self.run.is_writer)
         with _stop_requests() as stop:

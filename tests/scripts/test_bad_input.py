@@ -456,6 +456,19 @@ def test_number_below_the_least_is_refused(workspace, command, flag, low):
     assert not (workspace.folder / "new").exists()
 
 
+@pytest.mark.parametrize("command", ["supernet", "scratch"])
+def test_validation_that_would_fail_ends_the_run_before_its_first_step(workspace, command):
+    folder = workspace.folder
+    held_out = read_json(folder / "supernet" / "split.json")["held_out"]
+    seen = [folder / "data" / "train" / name for name in held_out]
+    for file in seen if command == "supernet" else folder.glob("data/val/*/*.jpg"):
+        os.truncate(file, file.stat().st_size // 2)
+    finished = getattr(workspace, command)("--val-every", 3, run="new")
+    assert_one_error(finished, ("data/", "cannot be decoded"))
+    assert not (folder / "new" / "metrics.jsonl").exists()
+    assert not (folder / "new" / "checkpoints").exists()
+
+
 def test_undecodable_image_that_was_replaced_lets_the_run_continue(workspace):
     training = workspace.folder / "data" / "train" / "class_2"
     copy = shutil.copytree(training, workspace.folder / "copy")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import COMMON
+from commands import COMMON
 from run_contents import read_run
 from test_tester_script import results, write_archs
 

@@ -5,7 +5,7 @@ import shutil
 import signal
 
 import pytest
-from conftest import COMMON
+from commands import COMMON
 from forked import Script, wait_until
 from run_contents import assert_identical, read_run
 

@@ -170,6 +170,21 @@ def test_run_leaves_what_the_next_stage_needs(tmp_path, images):
     ]
 
 
+def test_validation_is_rehearsed_once(tmp_path, images):
+    rehearsed = []
+    for stop in (0, 7, None):
+        before = send(signal.SIGTERM, at=stop) if stop is not None else None
+        training = make_training(tmp_path, images, before=before)
+        training.rehearse = lambda: rehearsed.append(training.step)  # noqa: B023
+        if stop is None:
+            training.fit()
+        else:
+            with pytest.raises(Stopped):
+                training.fit()
+        training.run.close()
+    assert rehearsed == [0]
+
+
 def test_subnet_is_trained_by_the_same_loop(tmp_path, images):
     run = fit(tmp_path / "a", images, scratch=True, schedule="cosine")
     again = fit(tmp_path / "b", images, scratch=True, schedule="cosine")
