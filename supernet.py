@@ -132,10 +132,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     run = RunFolder(args.run_dir, settings, is_writer=rank() == 0)
     if run.is_writer:
         save_split(run.path / "split.json", split)
-        if plan:
-            table.save(run.path / WHOLE_COSTS)
-        if not plan or not (run.path / "cost.json").exists():  # it may be shrunk: see below
-            write_costs(run.path / "cost.json", table)
+        save_costs(run.path, table, will_shrink=plan is not None)
         describe(args.space, inputs, recipe, len(training), len(split.held_out), sampler)
     torch.manual_seed(recipe.seed)
     supernet = build_supernet(start, args.space, options)
@@ -165,8 +162,9 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         save_every=args.save_every,
         shrinking=shrinking,
     ).fit()
+    if run.is_writer:
+        log.info("done: %s; next: %s", args.run_dir, search_command(args))
     run.close()
-    log.info("done: %s; next: %s", args.run_dir, search_command(args))
 
 
 def search_command(args: argparse.Namespace) -> str:
@@ -214,6 +212,14 @@ def open_costs(run_dir: Path, space: str, options: dict) -> CostTable:
         if os.path.exists(path):
             return table.with_measured(CostTable.load(path))
     return table
+
+
+def save_costs(run_dir: Path, table: CostTable, *, will_shrink: bool) -> None:
+    """Write the costs of the whole space where the search reads them, unless it is shrunk there."""
+    if will_shrink:
+        table.save(run_dir / WHOLE_COSTS)
+    if not will_shrink or not (run_dir / "cost.json").exists():
+        write_costs(run_dir / "cost.json", table)
 
 
 def write_costs(path: Path, table: CostTable) -> None:

@@ -20,13 +20,13 @@ from spos.search.experiment import Changes, check_port, prepare_experiment
 from spos.search.launch import (
     RunningExperiment,
     find_experiment,
-    find_search,
+    find_latest,
     resume_experiment,
     start_experiment,
     stop_experiment,
 )
 from spos.search.record import read_progress
-from spos.search.results import BEST, FRONT, JOURNAL, Entry, read_entries, read_front
+from spos.search.results import BEST, FRONT, JOURNAL, RUN_FOLDER, Entry, read_entries, read_front
 from spos.search.watch import watch_experiment
 
 
@@ -127,11 +127,7 @@ def _resume(args: argparse.Namespace) -> int:
 
 
 def _best(args: argparse.Namespace) -> int:
-    if args.id and (Path(args.id) / JOURNAL).exists():
-        name, log = None, Path(args.id)
-    else:
-        known = find_search(args.id, args.experiments_dir)
-        name, log = known.id, known.folder / "log"
+    name, log = _find_search(args.id, args.experiments_dir)
     if not (log / BEST).exists():
         raise SearchError(f"{_title(name, log)} has no result yet ({log / BEST} is not there)")
     arch = load_architecture(log / BEST)
@@ -151,6 +147,22 @@ def _best(args: argparse.Namespace) -> int:
     if args.output:
         print(f"wrote {args.output}")
     return 0
+
+
+def _find_search(target: str | None, experiments_dir: Path | None) -> tuple[str | None, Path]:
+    """NNI's id of a search, if it has one, and the folder of its journal."""
+    if target is None:
+        latest = find_latest(experiments_dir)
+        if latest is None:
+            places = experiments_dir or f"~/nni-experiments or {RUN_FOLDER}"
+            raise SearchError(
+                f"there is no search in {places} yet; start one with `python -m spos search start`"
+            )
+        return latest
+    if (Path(target) / JOURNAL).exists():
+        return None, Path(target)
+    known = find_experiment(target, experiments_dir)
+    return known.id, known.folder / "log"
 
 
 def _guarded(begin: Callable[[], RunningExperiment], num_planned: int | None) -> int:

@@ -30,7 +30,7 @@ from spos.search.arguments import (
 from spos.search.limited import LimitedEvaluation, serve
 from spos.search.local import run_search
 from spos.search.record import SearchRecord
-from spos.search.results import read_entries
+from spos.search.results import RUN_FOLDER, read_entries
 from spos.search.watch import StatusLine, describe_progress
 
 MAX_CONFIG_BYTES = 2**20
@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output-dir",
         type=Path,
-        default=Path("runs/search"),
+        default=RUN_FOLDER,
         help="results and state; the same command continues a search there (%(default)s)",
     )
 

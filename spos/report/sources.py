@@ -18,7 +18,14 @@ from spos.architecture import Architecture
 from spos.cost.table import Constraint
 from spos.errors import ConfigError, SearchError, SposError
 from spos.files import read_journal
-from spos.search.launch import KnownExperiment, find_experiment, is_alive, list_experiments
+from spos.search.launch import (
+    KnownExperiment,
+    find_experiment,
+    find_latest,
+    is_alive,
+    list_experiments,
+    list_searches,
+)
 from spos.search.record import Progress, read_progress
 from spos.search.results import BEST, JOURNAL, STATE_FILE, Entry, read_entries
 from spos.training.run_folder import RunSettings, read_settings
@@ -27,7 +34,6 @@ METRICS = "metrics.jsonl"
 MAX_NUMBER = 1e15  # beyond it nothing of ours measures anything, and no axis is readable
 MAX_LABELS = 400
 DEFAULT_RUNS = (Path("runs/supernet"), Path("runs/scratch"))
-DEFAULT_SEARCH = Path("runs/search")  # of `search run`; NNI keeps its own elsewhere
 
 
 @dataclass(frozen=True)
@@ -148,11 +154,8 @@ class Sources:
 def default_targets(experiments_dir: Path | None = None) -> list[str]:
     """What the commands write unless told otherwise: two runs, and of the searches the latest."""
     runs = [path for path in DEFAULT_RUNS if path.is_dir()]
-    journals = [each.folder / "log" / JOURNAL for each in list_searches(experiments_dir)]
-    if (DEFAULT_SEARCH / JOURNAL).exists():
-        journals.append(DEFAULT_SEARCH / JOURNAL)
-    latest = sorted(journals, key=lambda path: path.stat().st_mtime)[-1:]
-    return [str(path) for path in (*runs, *(journal.parent for journal in latest))]
+    latest = find_latest(experiments_dir)
+    return [str(path) for path in (*runs, *(latest[1:] if latest else ()))]
 
 
 def collect(targets: Sequence[str], *, experiments_dir: Path | None = None) -> Sources:
@@ -320,12 +323,6 @@ def _find_inside(path: Path) -> list[Path]:
             elif latest := list_searches(each):
                 found.append(latest[-1].folder)
     return found
-
-
-def list_searches(experiments_dir: Path | None) -> list[KnownExperiment]:
-    """The experiments of a folder that have a journal, the latest last."""
-    known = list_experiments(experiments_dir)
-    return [each for each in known if (each.folder / "log" / JOURNAL).exists()]
 
 
 def _find(target: str, experiments_dir: Path | None) -> list[Path]:

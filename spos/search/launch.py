@@ -23,7 +23,7 @@ from typing import Any
 from spos.errors import ConfigError, SearchError
 from spos.files import read_json
 from spos.search.nni_server import NniServer
-from spos.search.results import JOURNAL, STATE_FILE
+from spos.search.results import JOURNAL, RUN_FOLDER, STATE_FILE
 
 PRELOAD = Path(__file__).with_name("nni_preload.js")
 START_SECONDS = 120.0
@@ -183,22 +183,24 @@ def find_experiment(experiment_id: str, experiments_dir: Path | None = None) -> 
     )
 
 
-def find_search(experiment_id: str | None, experiments_dir: Path | None = None) -> KnownExperiment:
-    """The search with this id, by default the latest one that has scored a candidate.
-
-    Raises:
-        SearchError: if there is none.
-    """
-    if experiment_id:
-        return find_experiment(experiment_id, experiments_dir)
+def list_searches(experiments_dir: Path | None = None) -> list[KnownExperiment]:
+    """The experiments with a journal of ours, the latest last."""
     known = list_experiments(experiments_dir)
-    searches = [each for each in known if (each.folder / "log" / JOURNAL).exists()]
-    if not searches:
-        raise SearchError(
-            f"there is no search in {experiments_dir or '~/nni-experiments'} yet; start one with "
-            "`python -m spos search start`"
-        )
-    return searches[-1]
+    return [each for each in known if (each.folder / "log" / JOURNAL).exists()]
+
+
+def find_latest(experiments_dir: Path | None = None) -> tuple[str | None, Path] | None:
+    """The search that scored last: NNI's id of it and the folder of its journal; None without any.
+
+    One of `search run` counts where that writes by default; it has no id.
+
+    Args:
+        experiments_dir: looks only there, at NNI's experiments.
+    """
+    logs = [(each.id, each.folder / "log") for each in list_searches(experiments_dir)]
+    if experiments_dir is None and (RUN_FOLDER / JOURNAL).exists():
+        logs = [*logs, (None, RUN_FOLDER)]
+    return max(logs, key=lambda each: (each[1] / JOURNAL).stat().st_mtime, default=None)
 
 
 def is_alive(pid: int) -> bool:

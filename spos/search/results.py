@@ -25,6 +25,7 @@ from spos.architecture import Architecture, Candidate, load_architecture, save_a
 from spos.errors import SearchError
 from spos.files import append_journal, read_journal
 
+RUN_FOLDER = Path("runs/search")  # of `search run`, unless told otherwise
 JOURNAL = "search.jsonl"
 BEST = "checkpoints/best.json"
 FRONT = "checkpoints/front"

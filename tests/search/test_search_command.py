@@ -32,6 +32,7 @@ from spos.search.watch import StatusLine, describe_progress, watch_experiment
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
@@ -65,6 +66,19 @@ def test_best_of_the_latest_search_is_shown_and_copied(home, capsys):
     lines = [line for line in said.splitlines() if best.id in line]
     assert "0.7000" in lines[0] and "322.9 M" in lines[0] and "3.5 M" in lines[0]
     assert "median" in said and "scratch.py --fixed-arc" in said
+
+
+@pytest.mark.parametrize("age, latest", [(0, True), (200, False)])
+def test_search_without_nni_may_be_the_latest_too(home, capsys, age, latest):
+    theirs = add_experiment(home / "nni-experiments", "theirs", [0.9, 0.8], age=100)
+    ours = add_experiment(home, "made", [0.2, 0.7], age=age)
+    (home / "runs").mkdir()
+    (home / "made" / "log").rename(home / "runs" / "search")
+    for words, best in (((), ours if latest else theirs), (("--experiments-dir",), theirs)):
+        where = [str(home / "nni-experiments")] if words else []
+        assert main(["search", "best", *words, *where, "--output", "arch.json"]) == 0
+        assert load_architecture(home / "arch.json", toy_spec()) == best
+    assert ("search in runs/search" in capsys.readouterr().out) == latest
 
 
 def test_best_of_a_named_search_in_a_folder(home, capsys):
