@@ -137,6 +137,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     torch.manual_seed(recipe.seed)
     supernet = build_supernet(start, args.space, options)
     evaluator = build_evaluator(supernet, inputs, split, calibration_images=images)
+    rehearse = functools.partial(evaluator.rehearse, measured_paths(table).sample(0))
     shrinking = plan and Shrinking(
         supernet, table, plan, build_sampler=make_sampler, folder=run.path / "base",
         publish=functools.partial(write_costs, run.path / "cost.json"), seed=recipe.seed,
@@ -144,9 +145,6 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
 
     def validate() -> dict[str, float]:
         return measure_paths(evaluator, shrinking.table if shrinking else table, args.val_paths)
-
-    def rehearse() -> None:
-        evaluator.rehearse(measured_paths(table).sample(0))
 
     Training(
         supernet,
