@@ -116,7 +116,7 @@ class Training:
         """
         self._restore()
         if self.rehearse and self.step == 0:
-            self.rehearse()
+            self._rehearse(self.rehearse)
         self.run.start_metrics(self.step)
         status = StatusLine(self.total_steps, start=self.step, is_shown=self.run.is_writer)
         with _stop_requests() as stop:
@@ -128,6 +128,17 @@ class Training:
         if self.total_steps == 0:
             self._save()  # given weights, as they are
         return self._validate() if self.validate else {}
+
+    def _rehearse(self, rehearse: Callable[[], object]) -> None:
+        try:
+            rehearse()
+        except RuntimeError as problem:
+            if not _is_out_of_memory(problem):
+                raise
+            raise TrainingError(
+                f"{self.device} has not enough memory for the validation, whose batches do not "
+                f"follow --batch-size ({_first_line(problem)}); try a smaller --image-size"
+            ) from None
 
     def _train_epoch(self, stop: threading.Event, status: StatusLine) -> None:
         steps_per_epoch = len(self.loader)
@@ -289,7 +300,7 @@ class Training:
         return TrainingError(
             f"{self.device} has not enough memory for a batch of {self.recipe.batch_size} images "
             f"of {image_size} pixels on {parallel.world_size()} processes "
-            f"({str(problem).partition(chr(10))[0]}); try --accumulate {2 * parts}, "
+            f"({_first_line(problem)}); try --accumulate {2 * parts}, "
             f"--batch-size {max(1, self.recipe.batch_size // 2)}, a smaller --image-size or "
             "--amp bf16"
         )
@@ -373,6 +384,10 @@ def _stop_requests():
 def _is_out_of_memory(problem: RuntimeError) -> bool:
     """Whether an allocation failed; for that of a CPU torch has no type of its own."""
     return isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem)
+
+
+def _first_line(problem: RuntimeError) -> str:
+    return str(problem).partition("\n")[0]
 
 
 def _mend_statistics(network: nn.Module) -> None:

@@ -351,6 +351,16 @@ def test_batch_that_memory_cannot_hold_is_named_with_what_to_do(tmp_path, images
     assert latest_checkpoint(tmp_path / "checkpoints")[0] == 6
 
 
+@pytest.mark.parametrize("ask", [ask_cuda, ask_cpu])
+def test_validation_that_memory_cannot_hold_is_named_before_the_first_step(tmp_path, images, ask):
+    training = make_training(tmp_path, images)
+    training.rehearse = ask
+    with pytest.raises(TrainingError, match=r"for the validation, .*allocate 1125.*--image-size"):
+        training.fit()
+    assert training.step == 0
+    training.run.close()
+
+
 # --- a step in parts -----------------------------------------------------------------------------
 
 
