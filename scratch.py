@@ -20,7 +20,7 @@ import torch
 
 from spos.architecture import Architecture
 from spos.convert.architectures import read_architecture
-from spos.convert.start import add_weights_flags, find_weights, read_subnet_start, weights_config
+from spos.convert.start import add_weights_flags, find_start, read_subnet_start
 from spos.cost.counting import build_cost_table
 from spos.errors import CheckpointError, run_main
 from spos.evaluation.accuracy import Accuracy, measure_accuracy
@@ -60,9 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_recipe_flags(parser)
     add_run_flags(parser, run_dir="runs/scratch")
-    args = parser.parse_args()
-    args.weights = find_weights(args.weights)
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -95,13 +93,14 @@ def fit_architecture(arch: Architecture, inputs: Inputs, options: dict) -> Archi
 
 def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
     recipe = fit_recipe(inputs.preset.scratch, args, RECIPE_FLAGS)
-    start = read_start(args, arch, recipe.seed)
+    start = find_start(args, inputs, seed=recipe.seed)
+    given = read_subnet_start(start, arch) if start else None
     table = build_cost_table(arch.space, options=arch.options)
     config = {
         "space": arch.space,
         "options": dict(arch.options),
         "choices": dict(arch.choices),
-        **weights_config(args),
+        **(start.config() if start else {}),
         **inputs.config(),
         **recipe.config(),
     }
@@ -119,7 +118,7 @@ def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
             recipe.epochs, recipe.batch_size, recipe.lr, inputs.device,
         )  # fmt: skip
     torch.manual_seed(recipe.seed)
-    network = build_subnet(arch, affine=True) if start is None else start
+    network = build_subnet(arch, affine=True) if given is None else given
     test = ImageBatches(
         inputs.evaluation_loader(inputs.data.test, VALIDATION_BATCH),
         preprocessing=inputs.preprocessing,
@@ -151,12 +150,6 @@ def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
             100 * accuracy.top1, 100 * accuracy.top5, accuracy.num_images, best,
         )  # fmt: skip
     run.close()
-
-
-def read_start(args: argparse.Namespace, arch: Architecture, seed: int) -> torch.nn.Module | None:
-    if args.weights is None:
-        return None
-    return read_subnet_start(args.weights, arch, head_seed=seed if args.reset_head else None)
 
 
 def calibrate(network: torch.nn.Module, inputs: Inputs, recipe: Recipe) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from spos.convert.start import add_weights_flags, find_weights, read_supernet_start, weights_config
+from spos.convert.start import add_weights_flags, find_start, read_supernet_start
 from spos.convert.weights import ConvertedWeights
 from spos.cost.counting import build_cost_table
 from spos.cost.table import Constraint, CostTable, parse_constraint_flags
@@ -90,9 +90,7 @@ def parse_arguments() -> argparse.Namespace:
         "--calibration-images", type=positive, metavar="N",
         help="for BatchNorm, also in the search (default: 25,600 on ImageNet)",
     )  # fmt: skip
-    args = parser.parse_args()
-    args.weights = find_weights(args.weights)
-    return args
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -110,8 +108,9 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     training, _ = apply_split(inputs.data.train, split)
     recipe = fit_recipe(inputs.preset.supernet, args, RECIPE_FLAGS)
     options = space_options(args, inputs)
-    start = read_start(args, options, recipe.seed)
-    options = dict(start.options) if start else options
+    start = find_start(args, inputs, seed=recipe.seed)
+    given = read_supernet_start(start, space=args.space, options=options) if start else None
+    options = dict(given.options) if given else options
     table = open_costs(args.run_dir, args.space, options)
     make_sampler = sampler_maker(args, recipe, inputs.count_steps(training, recipe))
     sampler, plan = make_sampler(table), plan_shrinking(args, recipe.epochs)
@@ -119,8 +118,8 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     config = {
         "space": args.space,
         "options": options,
-        "affine": start is not None and has_affine(start.network),
-        **weights_config(args),
+        "affine": given is not None and given.affine,
+        **(start.config() if start else {}),
         **path_config(args, plan, table),
         "held_out": len(split.held_out),
         "split": split_id(split),
@@ -135,7 +134,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         save_costs(run.path, table, will_shrink=plan is not None)
         describe(args.space, inputs, recipe, len(training), len(split.held_out), sampler)
     torch.manual_seed(recipe.seed)
-    supernet = build_supernet(start, args.space, options)
+    supernet = build_supernet(given, args.space, options)
     evaluator = build_evaluator(supernet, inputs, split, calibration_images=images)
     rehearse = functools.partial(evaluator.rehearse, measured_paths(table).sample(0))
     shrinking = plan and Shrinking(
@@ -231,27 +230,11 @@ def write_costs(path: Path, table: CostTable) -> None:
     table.save(path)
 
 
-def read_start(
-    args: argparse.Namespace, options: dict[str, Any], seed: int
-) -> ConvertedWeights | None:
-    if args.weights is None:
-        return None
-    return read_supernet_start(
-        args.weights, space=args.space, options=options,
-        head_seed=seed if args.reset_head else None,
-    )  # fmt: skip
-
-
 def build_supernet(start: ConvertedWeights | None, space: str, options: dict) -> Supernet:
     if start is None:
         return Supernet(build_space(space, options=options, affine=False))
     assert isinstance(start.network, Supernet)
     return start.network
-
-
-def has_affine(network: torch.nn.Module) -> bool:
-    norms = (each for each in network.modules() if isinstance(each, torch.nn.BatchNorm2d))
-    return any(norm.affine for norm in norms)
 
 
 def describe(

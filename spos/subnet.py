@@ -167,7 +167,9 @@ def read_subnet_file(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+            # Copies: at the odd addresses that tensors have in a file, sums end in other bits.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+            return file.metadata() or {}, tensors
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file") from None
     except (SafetensorError, OSError) as problem:

@@ -45,7 +45,8 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
         "--experiments-dir",
         type=Path,
         metavar="DIR",
-        help="where ids and the latest search are looked up (default: ~/nni-experiments)",
+        help="where ids and the latest search are looked up (default: all that NNI knows, and "
+        "runs/search)",
     )
 
 

@@ -70,7 +70,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     best.set_defaults(run=_best)
     for action in (start, resume, best):
         action.add_argument(
-            "--experiments-dir", type=Path, help="folder of experiments; ~/nni-experiments if not"
+            "--experiments-dir",
+            type=Path,
+            help="folder of experiments (default: NNI's own)",
         )
 
 

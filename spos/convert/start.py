@@ -1,6 +1,6 @@
 """Weights that a training begins with: of ours or another system's, with a new head if need be.
 
-Imports `spos.convert.weights`, `spos.spaces`, `spos.supernet`, `spos.training.checkpoint`.
+Imports `spos.convert.weights`, `spos.spaces`, `spos.supernet`, `spos.training`.
 """
 
 from __future__ import annotations
@@ -8,23 +8,28 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from spos.architecture import Architecture
-from spos.convert.weights import ConvertedWeights, read_weights
+from spos.convert.weights import ConvertedWeights, build_network, read_weights
 from spos.errors import CheckpointError, ConfigError
 from spos.files import digest
-from spos.spaces import build_space, build_subnet, complete_options
+from spos.spaces import complete_options
 from spos.supernet import Supernet
 from spos.training.checkpoint import latest_checkpoint, load_weights_into
+from spos.training.inputs import Inputs
+from spos.training.parallel import rank
 
-_FREE = ("image_size", "num_classes", "dropout")  # options that may differ from the weights' own
+_FREE = {"image_size", "num_classes", "dropout"}  # options that may differ from the weights' own
+
+log = logging.getLogger(__name__)
 
 
 def add_weights_flags(parser: argparse.ArgumentParser, what: str) -> None:
@@ -42,69 +47,79 @@ def add_weights_flags(parser: argparse.ArgumentParser, what: str) -> None:
     )  # fmt: skip
 
 
-def find_weights(path: Path | None) -> Path | None:
-    """The file that ``--weights`` means: itself, or of a run folder its newest checkpoint.
+@dataclass(frozen=True)
+class Start:
+    """What to begin with, and for which images.
 
-    Raises:
-        CheckpointError: if it is a folder without one.
+    Attributes:
+        path: see `spos.convert.weights.read_weights`.
+        preprocessing: of the images, by name.
+        classes: of the images; their number is an option of the space, too.
+        head_seed: of a new last layer; None keeps the one that there is.
     """
-    if path is None or not path.is_dir():
-        return path
-    found = latest_checkpoint(path / "checkpoints")
-    if found is None:
-        raise CheckpointError(
-            f"--weights {path}: holds no checkpoints; give a run folder or a file"
-        )
-    return found[1]
+
+    path: Path
+    preprocessing: str
+    classes: Sequence[str]
+    head_seed: int | None = None
+
+    def config(self) -> dict[str, Any]:
+        """What a run's configuration says of it."""
+        config: dict[str, Any] = {"weights": digest(self.path)}
+        return config if self.head_seed is None else {**config, "reset_head": True}
 
 
-def weights_config(args: argparse.Namespace) -> dict[str, Any]:
-    """What a run's configuration says of these flags.
+def find_start(args: argparse.Namespace, inputs: Inputs, *, seed: int) -> Start | None:
+    """What the flags mean for these images: nothing, a file, or of a run its newest checkpoint.
 
     Raises:
         ConfigError: if there is no head to reset.
+        CheckpointError: if a folder holds no checkpoint.
     """
-    if args.reset_head and not args.weights:
-        raise ConfigError("--reset-head: there is no head to reset; give --weights FILE as well")
-    config: dict[str, Any] = {"weights": digest(args.weights) if args.weights else None}
-    return {**config, "reset_head": True} if args.reset_head else config
+    if args.weights is None:
+        if args.reset_head:
+            raise ConfigError("--reset-head: there is no head to reset; give --weights FILE too")
+        return None
+    path = args.weights
+    if path.is_dir():
+        found = latest_checkpoint(path / "checkpoints")
+        if found is None:
+            raise CheckpointError(
+                f"--weights {path}: holds no checkpoints; give a run folder or a file"
+            )
+        path = found[1]
+        if rank() == 0:
+            log.info("beginning with %s", path)
+    head_seed = seed if args.reset_head else None
+    return Start(path, inputs.preprocessing.name, inputs.data.train.classes, head_seed)
 
 
 def read_supernet_start(
-    path: Path, *, space: str, options: Mapping[str, Any], head_seed: int | None = None
+    start: Start, *, space: str, options: Mapping[str, Any]
 ) -> ConvertedWeights:
-    """A supernet to go on training.
-
-    Args:
-        path: see `spos.convert.weights.read_weights`.
-        space: the search space that it must be of.
-        options: of the space.
-        head_seed: of a new last layer for ``options["num_classes"]`` classes; None keeps the old.
+    """A supernet of ``space`` to go on training.
 
     Raises:
-        CheckpointError: if the file holds something else, or has other classes and keeps its head.
+        CheckpointError: if the file holds something else, is of other images, or has other classes
+            and keeps its head.
     """
-    found = _read(path, space=space, options=options, head_seed=head_seed)
+    found = _read(start, space=space, options=options)
     if found.arch is not None:
         raise CheckpointError(
-            f"--weights {path}: holds the weights of one subnet, expected those of a supernet"
+            f"--weights {start.path}: holds the weights of one subnet, expected those of a supernet"
         )
     return found
 
 
-def read_subnet_start(path: Path, arch: Architecture, *, head_seed: int | None = None) -> nn.Module:
+def read_subnet_start(start: Start, arch: Architecture) -> nn.Module:
     """The plain network of an architecture, with its own weights or its part of a supernet's.
 
-    Args:
-        path: see `spos.convert.weights.read_weights`.
-        arch: which network.
-        head_seed: of a new last layer for the architecture's classes; None keeps the old one.
-
     Raises:
-        CheckpointError: if the file holds another network, or has other classes and keeps its head.
+        CheckpointError: if the file holds another network, is of other images, or has other classes
+            and keeps its head.
     """
-    found = _read(path, space=arch.space, options=arch.options, arch=arch, head_seed=head_seed)
-    _check_options(found, arch, path)
+    found = _read(start, space=arch.space, options=arch.options, arch=arch)
+    _check_options(found, arch, start.path)
     network = found.network
     if isinstance(network, Supernet):
         network = network.extract(arch.choices, affine=True)
@@ -112,44 +127,59 @@ def read_subnet_start(path: Path, arch: Architecture, *, head_seed: int | None =
 
 
 def _read(
-    path: Path,
-    *,
-    space: str,
-    options: Mapping[str, Any],
-    head_seed: int | None,
-    arch: Architecture | None = None,
+    start: Start, *, space: str, options: Mapping[str, Any], arch: Architecture | None = None
 ) -> ConvertedWeights:
+    source = f"--weights {start.path}"
     others = {name: value for name, value in options.items() if name != "num_classes"}
-    found = read_weights(path, space=space, options=others, arch=arch, is_part=True)
+    found = read_weights(start.path, space=space, options=others, arch=arch, is_part=True)
     found.network.float()
-    wanted, own = options["num_classes"], found.options["num_classes"]
-    if head_seed is not None:
-        return _replace_head(found, wanted, seed=head_seed, source=f"--weights {path}")
-    if wanted != own:
+    expected = found.said.get("preprocessing", start.preprocessing)
+    if expected != start.preprocessing:
+        word = "give" if expected == "spos" else "leave out"
         raise CheckpointError(
-            f"--weights {path}: its network tells {own} classes apart, these images are of "
-            f"{wanted}; --reset-head begins with a new last layer"
+            f"{source}: its network expects images with {expected!r} preprocessing, not with "
+            f"{start.preprocessing!r}; {word} --spos-preprocessing"
         )
+    if start.head_seed is not None:
+        return _replace_head(found, options["num_classes"], seed=start.head_seed, source=source)
+    _check_classes(found, options["num_classes"], start.classes, source)
     return found
+
+
+def _check_classes(
+    found: ConvertedWeights, number: int, classes: Sequence[str], source: str
+) -> None:
+    own = found.options["num_classes"]
+    advice = "--reset-head begins with a new last layer"
+    if number != own:
+        raise CheckpointError(
+            f"{source}: its network tells {own} classes apart, these images are of {number}; "
+            f"{advice}"
+        )
+    said = found.said.get("classes", list(classes))
+    if said != list(classes):
+        other = next((pair for pair in zip(said, classes, strict=False) if pair[0] != pair[1]), "")
+        raise CheckpointError(
+            f"{source}: its network tells other classes apart than those of these images "
+            f"({' and '.join(map(repr, other))}); {advice}"
+        )
 
 
 def _replace_head(
     found: ConvertedWeights, num_classes: int, *, seed: int, source: str
 ) -> ConvertedWeights:
     """The same weights, but for those whose shape depends on the number of classes."""
-    is_affine = any(each.affine for each in found.network.modules() if isinstance(each, _BatchNorm))
 
-    def build(classes: int) -> nn.Module:
+    def build(classes: int) -> tuple[nn.Module, dict[str, Any], Architecture | None]:
         options = {**found.options, "num_classes": classes}
-        if found.arch is None:
-            return Supernet(build_space(found.space, options=options, affine=is_affine))
-        return build_subnet(dataclasses.replace(found.arch, options=options), affine=is_affine)
+        arch = found.arch and dataclasses.replace(found.arch, options=options)
+        return build_network(found.space, options, arch, affine=found.affine), options, arch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build(num_classes)
+        network, options, arch = build(num_classes)
     with torch.device("meta"):
-        other = build(num_classes + 1).state_dict()
+        other = build(num_classes + 1)[0].state_dict()
     fresh = network.state_dict()
     head = {name: each for name, each in fresh.items() if each.shape != other[name].shape}
     if not head:
@@ -157,25 +187,28 @@ def _replace_head(
             f"{source}: --reset-head finds no layer in {found.space} whose size follows the classes"
         )
     load_weights_into(network, {**found.network.state_dict(), **head}, source=source)
-    options = {**found.options, "num_classes": num_classes}
-    arch = found.arch and dataclasses.replace(found.arch, options=options)
     return dataclasses.replace(found, network=network.eval(), options=options, arch=arch)
 
 
 def _check_options(found: ConvertedWeights, arch: Architecture, path: Path) -> None:
-    """Refuse weights of which the architecture's options would make another function."""
-    own, asked = (
-        json.loads(json.dumps(complete_options(arch.space, options)))
-        for options in (found.options, arch.options)
-    )
-    differing = sorted(
-        name
-        for name in own.keys() | asked.keys()
-        if name not in _FREE and own.get(name) != asked.get(name)
-    )
+    """Refuse weights of which the architecture's options would make another function.
+
+    What the weights do not say is as in the architecture, but for our own files: there it is the
+    space's default.
+    """
+    asked = complete_options(arch.space, arch.options)
+    if found.said:
+        own = complete_options(arch.space, found.own_options)
+    else:
+        own = {**asked, **found.own_options}
+    names = (found.own_options.keys() | arch.options.keys()) - _FREE
+    differing = {
+        name: own.get(name)
+        for name in sorted(names)
+        if json.dumps(own.get(name), default=repr) != json.dumps(asked.get(name), default=repr)
+    }
     if differing:
-        wanted = {name: own.get(name) for name in differing}
         raise CheckpointError(
             f"--weights {path}: its network has other options than the architecture; to train "
-            f"that one give --space-options '{json.dumps(wanted)}'"
+            f"that one give --space-options '{json.dumps(differing, default=repr)}'"
         )

@@ -36,7 +36,7 @@ from spos.convert.state_dicts import (
 from spos.errors import ArchitectureError, CheckpointError, ConfigError
 from spos.files import parse_json
 from spos.spaces import build_space, build_subnet
-from spos.subnet import read_subnet_file
+from spos.subnet import read_classes, read_preprocessing, read_subnet_file
 from spos.supernet import Supernet
 from spos.training.checkpoint import load_tensors, load_weights_into
 
@@ -57,6 +57,9 @@ class ConvertedWeights:
         space: its search space.
         options: the space's options.
         arch: of a subnet, its architecture.
+        affine: whether BatchNorm has weight and bias, where the space leaves the choice.
+        own_options: those of ``options`` that the weights themselves say.
+        said: of our own files, what else they say, such as ``preprocessing`` and ``classes``.
     """
 
     system: str
@@ -64,6 +67,9 @@ class ConvertedWeights:
     space: str
     options: Mapping[str, Any]
     arch: Architecture | None
+    affine: bool = True
+    own_options: Mapping[str, Any] = field(default_factory=dict)
+    said: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_weights(
@@ -103,10 +109,12 @@ def read_weights(
         raise CheckpointError(f"{source}: its weights are of the space {name!r}, not of {space!r}")
     _check_function(found.system, own, wanted, source)
     merged = {"image_size": 224, "num_classes": 1000, **own, **wanted}
-    network, subnet = _build(name, merged, choices, tensors, source)
+    said = found.config or {}
+    affine = choices is not None or bool(said.get("affine", "first_conv.1.weight" in tensors))
+    network, subnet = _build(name, merged, choices, tensors, affine, source)
     if arch is not None and not (is_part and subnet is None):
         _check_same(arch, subnet, source)
-    return ConvertedWeights(found.system, network, name, merged, subnet)
+    return ConvertedWeights(found.system, network, name, merged, subnet, affine, own, said)
 
 
 @dataclass(frozen=True)
@@ -135,12 +143,15 @@ def _read(path: Path) -> _Found:
             options = parse_json(
                 metadata.get("options", ""), source=f"{path}, its options", error=CheckpointError
             )
-            config = {"space": metadata.get("space"), "options": options}
+            config = {"space": metadata.get("space"), "options": options, **_images(metadata, path)}
             return _Found("spos", _checked(tensors, path), config=config)
         if "architecture" not in metadata:
             return _rename(_checked(tensors, path), path)
         arch = parse_architecture(metadata["architecture"], source=f"{path}, its architecture")
-        config = {"space": arch.space, "options": arch.options, "choices": arch.choices}
+        config = {
+            "space": arch.space, "options": arch.options, "choices": arch.choices,
+            **_images(metadata, path),
+        }  # fmt: skip
         return _Found("spos", _checked(tensors, path), config=config)
     if path.suffix == ".params" or begins_as_mxnet(path):
         tensors = canyonwind.rename_canyonwind(load_mxnet(path), source=str(path))
@@ -158,6 +169,16 @@ def _read(path: Path) -> _Found:
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
     return _rename(tensors, path)
+
+
+def _images(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """What a file says of the images that its network is for."""
+    said: dict[str, Any] = {}
+    if "preprocessing" in metadata:
+        said["preprocessing"] = read_preprocessing(metadata["preprocessing"], path).name
+    if "classes" in metadata:
+        said["classes"] = list(read_classes(metadata["classes"], path))
+    return said
 
 
 def begins_as_mxnet(path: Path | str) -> bool:
@@ -243,22 +264,32 @@ def _build(
     options: Mapping[str, Any],
     choices: Mapping[str, Candidate] | None,
     tensors: Tensors,
+    affine: bool,
     source: str,
 ) -> tuple[nn.Module, Architecture | None]:
     """The network with these weights; it is built without memory of its own, to hold no more."""
     arch = None if choices is None else Architecture(space, options, choices)
-    affine = arch is not None or "first_conv.1.weight" in tensors
     try:
         with torch.device("meta"):
-            if arch is None:
-                network: nn.Module = Supernet(build_space(space, options=options, affine=affine))
-            else:
-                network = build_subnet(arch, affine=True)
+            network = build_network(space, options, arch, affine=affine)
     except (ArchitectureError, ConfigError) as problem:
         raise CheckpointError(f"{source}: {problem}") from None
     complete = complete_tensors(network, tensors)
     load_weights_into(network, complete, source=source, assign=True)
+    if any(buffer.is_meta for buffer in network.buffers()):  # that are in no state dict
+        with torch.random.fork_rng(devices=[]):
+            network = build_network(space, options, arch, affine=affine)
+        load_weights_into(network, complete, source=source, assign=True)
     return network.eval(), arch
+
+
+def build_network(
+    space: str, options: Mapping[str, Any], arch: Architecture | None, *, affine: bool
+) -> nn.Module:
+    """The supernet of a space, or with ``arch`` that subnet, newly initialised."""
+    if arch is None:
+        return Supernet(build_space(space, options=options, affine=affine))
+    return build_subnet(arch, affine=affine)
 
 
 def _check_function(
@@ -270,7 +301,7 @@ def _check_function(
         if value != has[option]:
             raise CheckpointError(
                 f"{source}: {system}'s weights compute another function with {option} {value!r}; "
-                f"convert them with {option} {has[option]!r}"
+                f"say {json.dumps({option: has[option]})} in --space-options"
             )
 
 

@@ -129,15 +129,15 @@ def list_operations(network: nn.Module, image_size: int) -> list[Operation]:
 
 
 def run_on_image(network: nn.Module, image_size: int) -> Tensor:
-    """What a network makes of one black image, on the device where it is.
+    """What a network makes of one black image, on its device and of its type.
 
     Raises:
         ConfigError: if it cannot run on such images.
     """
-    device = next((each.device for each in network.parameters()), None)
+    like = next((each for each in network.parameters() if each.is_floating_point()), torch.empty(0))
     try:
         with torch.no_grad():
-            return network(torch.zeros(1, 3, image_size, image_size, device=device))
+            return network(like.new_zeros(1, 3, image_size, image_size))
     except RuntimeError as problem:
         raise ConfigError(
             f"the network cannot be counted on images of {image_size} x {image_size}, "

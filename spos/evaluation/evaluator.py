@@ -145,7 +145,7 @@ class Evaluator:
             raise
 
     def rehearse(self, choices: Choices) -> None:
-        """Run one batch of either set: what is wrong with them shows now, not after hours."""
+        """Run one batch of either set, so that what ails them shows at once; changes nothing."""
         self.supernet.activate(choices)
         modules = list(self.supernet.active_modules())
         with saved_statistics(modules):

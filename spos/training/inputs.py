@@ -98,15 +98,21 @@ class Inputs:
         """Shuffled, augmented batches of this rank.
 
         Raises:
-            ConfigError: if the batch cannot be divided between the processes.
+            ConfigError: if the batch cannot be divided between the processes, or their part of it
+                into that many parts.
         """
         if recipe.batch_size % world_size():
             raise ConfigError(
                 f"--batch-size {recipe.batch_size}: cannot be divided between "
                 f"{world_size()} processes; use a multiple"
             )
+        batch_size = recipe.batch_size // world_size()
+        if recipe.accumulate > batch_size:
+            raise ConfigError(
+                f"--accumulate {recipe.accumulate}: a process has {batch_size} images of a step"
+            )
         return self._loader(
-            images, recipe.batch_size // world_size(), augmentation=self.augmentation,
+            images, batch_size, augmentation=self.augmentation,
             shuffle=True, seed=recipe.seed,
         )  # fmt: skip
 

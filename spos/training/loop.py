@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,8 @@ from spos.training.shrinking import Shrinking
 from spos.training.slices import only_active_slices
 from spos.training.status import StatusLine
 
+Measured = TypeVar("Measured")
+
 SIGTERM_STATUS = 143
 STEPS_BETWEEN_AGREEMENTS = 10  # between ranks, on whether a signal came
 MAX_SKIPPED_UPDATES = 20  # in a row, of fp16's loss scaling
@@ -41,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 class TrainingError(SposError):
-    """Training cannot go on: the loss is not finite."""
+    """Training cannot go on: the loss is not finite, or memory is not enough."""
 
 
 class Stopped(SystemExit):
@@ -66,7 +68,7 @@ class Training:
         run: where checkpoints and metrics go.
         sampler: chooses the path of each step.
         validate: called after every ``validate_every`` epochs and at the end; returns metrics.
-        rehearse: called before the first step; fails if ``validate`` would.
+        rehearse: called before the first step: some of what ``validate`` does, to see it fail soon.
         validate_every: in epochs.
         save_every: in epochs.
         shrinking: drops candidates between epochs; then it is the sampler as well.
@@ -110,13 +112,13 @@ class Training:
         """Train to the end; returns the last validation's metrics.
 
         Raises:
-            TrainingError: if the loss is not finite, or memory is not enough for a batch; the last
-                checkpoint is from before.
+            TrainingError: if the loss is not finite, or memory is not enough for a batch or for the
+                validation; the last checkpoint is from before.
             Stopped: after SIGTERM or SIGUSR1, with everything saved.
         """
         self._restore()
         if self.rehearse and self.step == 0:
-            self._rehearse(self.rehearse)
+            self._measure(self.rehearse)
         self.run.start_metrics(self.step)
         status = StatusLine(self.total_steps, start=self.step, is_shown=self.run.is_writer)
         with _stop_requests() as stop:
@@ -129,9 +131,9 @@ class Training:
             self._save()  # given weights, as they are
         return self._validate() if self.validate else {}
 
-    def _rehearse(self, rehearse: Callable[[], object]) -> None:
+    def _measure(self, measure: Callable[[], Measured]) -> Measured:
         try:
-            rehearse()
+            return measure()
         except RuntimeError as problem:
             if not _is_out_of_memory(problem):
                 raise
@@ -154,7 +156,7 @@ class Training:
             except RuntimeError as problem:
                 if not _is_out_of_memory(problem):
                     raise
-                raise self._not_enough_memory(problem, image_size=images.shape[-1]) from None
+                raise self._not_enough_memory(problem, images) from None
             waiting = time.perf_counter()
             self._meter.count(len(labels) * parallel.world_size(), waited)
             status.update(self.step, self._meter.text)
@@ -241,7 +243,8 @@ class Training:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add up the gradients of a batch, part by part; returns its loss and logits."""
         recipe, losses, logits = self.recipe, [], []
-        parts = images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate)
+        number = min(recipe.accumulate, len(labels))
+        parts = images.tensor_split(number), labels.tensor_split(number)
         for pixels, wanted in zip(*parts, strict=True):
             x = self.preprocessing.apply(pixels)
             with torch.autocast(
@@ -295,12 +298,13 @@ class Training:
             f"{self.run.checkpoints} is from before; lower --lr, or set --clip-norm 5"
         )
 
-    def _not_enough_memory(self, problem: RuntimeError, *, image_size: int) -> TrainingError:
-        parts = self.recipe.accumulate
+    def _not_enough_memory(self, problem: RuntimeError, images: torch.Tensor) -> TrainingError:
+        parts, image_size = 2 * self.recipe.accumulate, images.shape[-1]
+        halved = f"--accumulate {parts}, " if parts <= len(images) else ""
         return TrainingError(
             f"{self.device} has not enough memory for a batch of {self.recipe.batch_size} images "
             f"of {image_size} pixels on {parallel.world_size()} processes "
-            f"({_first_line(problem)}); try --accumulate {2 * parts}, "
+            f"({_first_line(problem)}); try {halved}"
             f"--batch-size {max(1, self.recipe.batch_size // 2)}, a smaller --image-size or "
             "--amp bf16"
         )
@@ -311,7 +315,7 @@ class Training:
     def _validate(self) -> dict[str, float]:
         assert self.validate
         parallel.average_buffers(self.network)
-        metrics = dict(self.validate())
+        metrics = dict(self._measure(self.validate))
         self.run.record(self.step, metrics)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         if self.run.is_writer:

@@ -29,7 +29,7 @@ class Recipe:
         batch_size: images of a step over all processes together.
         accumulate: into how many parts each process divides its images of a step. They are computed
             one after the other, which takes the memory of one, and their gradients are added up;
-            BatchNorm in training sees the images of one part.
+            BatchNorm in training sees the images of one part, and dropout draws for each.
         lr: learning rate at the start; it falls to 0, at every step.
         schedule: ``linear`` or ``cosine``.
         warmup_epochs: epochs over which the learning rate rises from 0 first.

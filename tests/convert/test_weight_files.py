@@ -139,7 +139,7 @@ def test_weights_of_another_function_are_refused_as_canonical(tmp_path, system):
         "ShunLu91": ("stem_activation", "relu6", "relu"),
     }[system]
     with pytest.raises(
-        CheckpointError, match=f"'{canonical}'; convert them with {option} '{ours}'"
+        CheckpointError, match=f"""'{canonical}'; say {{"{option}": "{ours}"}} in --space-options"""
     ):
         read_weights(path, options={option: canonical})
     assert read_weights(path, options={option: ours}).options[option] == ours

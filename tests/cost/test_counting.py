@@ -272,3 +272,11 @@ def test_spaces_that_cannot_be_tabulated_are_refused(own_spaces, space, options,
     own_spaces["odd"] = space
     with pytest.raises(ConfigError, match=message):
         build_cost_table("odd", options=options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_networks_of_other_types_are_counted_too(dtype, request):
+    network = build_subnet(load_architecture(request.config.rootpath / "architecture_final.json"))
+    network = network.to(dtype)
+    assert count_macs(network, 64) == count_macs(network.float(), 64)
+    assert next(network.parameters()).dtype == torch.float32

@@ -64,6 +64,21 @@ def test_scores_are_the_same_in_any_order_and_leave_no_trace(images, name):
     assert scores[0].num_images == 33
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rehearsal_leaves_no_trace(images, workers):
+    evaluator, untouched = make_evaluator(images), make_evaluator(images)
+    for name in ("calibration", "validation"):
+        setattr(evaluator, name, make_batches(images, workers=workers))
+        setattr(untouched, name, make_batches(images, workers=workers))
+    evaluator.supernet.train()
+    before = bits(evaluator.supernet)
+    evaluator.rehearse(choices_of(evaluator, 1))
+    assert bits(evaluator.supernet) == before
+    assert all(module.training for module in evaluator.supernet.active_modules())
+    choices = choices_of(evaluator, 2)
+    assert evaluator.evaluate(choices) == untouched.evaluate(choices)
+
+
 def test_score_is_that_of_the_recalibrated_subnet(images):
     evaluator = make_evaluator(images)
     choices = choices_of(evaluator, 2)

@@ -389,6 +389,9 @@ CASES = {
     "odd device": Case("supernet", ("--device gpu",), ("--device", "gpu")),
     "fewer epochs than none": Case("supernet", ("--epochs -1",), ("--epochs", -1)),
     "no images in a batch": Case("scratch", ("--batch-size 0",), ("--batch-size", 0)),
+    "more parts than images": Case(
+        "scratch", ("--accumulate 6", "between 1 and 3"), ("--batch-size", 3, "--accumulate", 6)
+    ),
     "negative seed": Case("scratch", ("seed -1",), ("--seed", -1)),
 }  # fmt: skip
 

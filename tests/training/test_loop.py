@@ -347,17 +347,23 @@ def test_batch_that_memory_cannot_hold_is_named_with_what_to_do(tmp_path, images
         TrainingError,
         match=r"batch of 6 images of 8 pixels .*allocate 1125.*--accumulate 4, --batch-size 3, ",
     ):
-        fit(tmp_path, images, accumulate=2, before=lambda step: ask() if step == 8 else None)
-    assert latest_checkpoint(tmp_path / "checkpoints")[0] == 6
+        fit(tmp_path / "2", images, accumulate=2, before=lambda step: ask() if step == 8 else None)
+    with pytest.raises(TrainingError, match=r"\); try --batch-size 3, "):
+        fit(tmp_path / "4", images, accumulate=4, before=lambda step: ask())
+    assert latest_checkpoint(tmp_path / "2" / "checkpoints")[0] == 6
 
 
 @pytest.mark.parametrize("ask", [ask_cuda, ask_cpu])
-def test_validation_that_memory_cannot_hold_is_named_before_the_first_step(tmp_path, images, ask):
+def test_validation_that_memory_cannot_hold_is_named(tmp_path, images, ask):
     training = make_training(tmp_path, images)
-    training.rehearse = ask
-    with pytest.raises(TrainingError, match=r"for the validation, .*allocate 1125.*--image-size"):
-        training.fit()
-    assert training.step == 0
+    for name, step in (("rehearse", 0), ("validate", 6)):
+        setattr(training, name, ask)
+        with pytest.raises(
+            TrainingError, match="for the validation, .*allocate 1125.*--image-size"
+        ):
+            training.fit()
+        assert training.step == step
+        training.rehearse = None
     training.run.close()
 
 
@@ -378,12 +384,15 @@ class Recorder(torch.nn.Module):
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
-@pytest.mark.parametrize("parts, sizes", [(2, [3, 3]), (4, [2, 2, 2]), (6, [1] * 6)])
-def test_parts_of_a_step_make_the_update_of_the_whole(tmp_path, images, parts, sizes, amp):
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
+@pytest.mark.parametrize("parts, sizes", [(2, [3, 3]), (4, [2, 2, 1, 1]), (6, [1] * 6)])
+def test_parts_of_a_step_make_the_update_of_the_whole(
+    tmp_path, images, parts, sizes, clip_norm, amp
+):
     found = []
     for accumulate in (1, parts):
         training = make_training(tmp_path / str(accumulate), images, scratch=True,
-                                 accumulate=accumulate, amp=amp, clip_norm=0.5)  # fmt: skip
+                                 accumulate=accumulate, amp=amp, clip_norm=clip_norm)  # fmt: skip
         torch.manual_seed(0)
         network = Recorder()
         trained = Training(
