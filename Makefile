@@ -28,10 +28,9 @@ $(RUNS)/best.json: $(VENV)/.installed
 	  --rounds 3 --population 10 --concurrency 2
 	$(BIN)/python -m spos search best --experiments-dir $(RUNS)/search --output $@
 
-# Three processes share the files of tests, on two cores: many of them wait for NNI. They take them
-# in the order that tests/conftest.py says, not by the number of tests.
+# Three processes share the files of tests, on two cores: many of them wait for NNI.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -45,6 +45,6 @@ def tiny_spaces() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files come first, so that several processes end together: NNI's, then slow ones."""
-    long = [{item.path for item in items if item.get_closest_marker(n)} for n in ("nni", "slow")]
-    items.sort(key=lambda item: [item.path not in paths for paths in long])
+    """The files that wait for NNI come first: the last of several processes has none left then."""
+    waiting = {item.path for item in items if item.get_closest_marker("nni")}
+    items.sort(key=lambda item: item.path not in waiting)
