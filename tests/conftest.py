@@ -45,6 +45,6 @@ def tiny_spaces() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that wait for NNI come first: the last of several processes has none left then."""
+    """The files that wait for NNI come first; pytest-xdist sorts all by number of tests again."""
     waiting = {item.path for item in items if item.get_closest_marker("nni")}
     items.sort(key=lambda item: item.path not in waiting)

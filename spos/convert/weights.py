@@ -110,7 +110,9 @@ def read_weights(
     _check_function(found.system, own, wanted, source)
     merged = {"image_size": 224, "num_classes": 1000, **own, **wanted}
     said = found.config or {}
-    affine = choices is not None or bool(said.get("affine", "first_conv.1.weight" in tensors))
+    affine = said.get("affine")
+    if not isinstance(affine, bool):
+        affine = choices is not None or "first_conv.1.weight" in tensors
     network, subnet = _build(name, merged, choices, tensors, affine, source)
     if arch is not None and not (is_part and subnet is None):
         _check_same(arch, subnet, source)

@@ -25,11 +25,11 @@ def start(path, seed: int | None = None, *, classes: int = 10, preprocessing: st
     return Start(path, preprocessing, [f"class {number}" for number in range(classes)], seed)
 
 
-def save_supernet(path, space: str, options, *, affine: bool = False, **said) -> Supernet:
+def save_supernet(path, space: str, options, *, affine: bool = False, said=None) -> Supernet:
     """A supernet, and a checkpoint of its run."""
     torch.manual_seed(3)
     network = Supernet(build_space(space, options=options, affine=affine))
-    config = {"space": space, "options": options, "affine": affine, **said}
+    config = {"space": space, "options": options, "affine": affine, **(said or {})}
     torch.save({"network": network.state_dict(), "config": config}, path)
     return network
 
@@ -138,7 +138,7 @@ def test_weights_of_other_options_say_how_to_train_them(tmp_path):
 
 def test_weights_for_other_preprocessing_are_refused(tmp_path):
     path = tmp_path / "step_00000007.pt"
-    save_supernet(path, "shufflenetv2", OPTIONS, preprocessing="spos")
+    save_supernet(path, "shufflenetv2", OPTIONS, said={"preprocessing": "spos"})
     for seed in (None, 0):
         with pytest.raises(CheckpointError, match="'spos' .*'standard'; give --spos-preprocessing"):
             read_subnet_start(start(path, seed), released())
@@ -148,12 +148,23 @@ def test_weights_for_other_preprocessing_are_refused(tmp_path):
 def test_as_many_other_classes_need_a_word_too(tmp_path):
     path = tmp_path / "step_00000007.pt"
     names = [f"class {number}" for number in range(9)]
-    save_supernet(path, "shufflenetv2", OPTIONS, classes=[*names, "dog"])
-    with pytest.raises(CheckpointError, match="'dog' and 'class 9'.*--reset-head"):
+    save_supernet(path, "shufflenetv2", OPTIONS, said={"classes": [*names, "dog"]})
+    with pytest.raises(CheckpointError, match=r"\(dog\); --reset-head"):
         read_subnet_start(start(path), released())
     assert read_subnet_start(start(path, 0), released())
-    save_supernet(path, "shufflenetv2", OPTIONS, classes=[*names, "class 9"])
+    save_supernet(path, "shufflenetv2", OPTIONS, said={"classes": [*names, "class 9"]})
     assert read_subnet_start(start(path), released())
+
+
+@pytest.mark.parametrize("nonsense", [3, [], {"a": 1}, torch.ones(2), [torch.ones(2)], None])
+@pytest.mark.parametrize("name", ["classes", "preprocessing", "affine"])
+def test_nonsense_in_a_checkpoint_is_no_traceback(tmp_path, name, nonsense):
+    path = tmp_path / "step_00000007.pt"
+    save_supernet(path, WIDTHS, {"num_classes": 3}, said={name: nonsense})
+    try:
+        read_supernet_start(start(path, classes=3), space=WIDTHS, options={"num_classes": 3})
+    except CheckpointError as problem:
+        assert str(path) in str(problem)
 
 
 # --- spaces of the user's own ----------------------------------------------------------------
