@@ -39,6 +39,15 @@ class SearchError(SposError):
     """A search cannot be started, continued or finished."""
 
 
+def is_out_of_memory(problem: Exception) -> bool:
+    """Whether an allocation of torch's or DALI's failed; not all of these have a type of their own.
+
+    Sources: `torch.OutOfMemoryError` and its allocator of a CPU; CUDA's and DALI's messages.
+    """
+    text = str(problem).lower()
+    return any(each in text for each in ("out of memory", "can't allocate memory", "bad_alloc"))
+
+
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's ``main`` and exit: a `SposError` becomes one line and exit status 2."""
     try:

@@ -19,7 +19,7 @@ from spos.data.decode import BadImage, file_size, load_rgb
 from spos.data.folder import ImageSet
 from spos.data.schedule import Schedule, count_batches
 from spos.data.workers import BatchWorkers, PackedImages
-from spos.errors import ConfigError, DataError
+from spos.errors import ConfigError, DataError, SposError, is_out_of_memory
 
 _THREADS_PER_READER = 4  # checking a file takes a small part of the time of decoding it
 _FINENESS = 32  # parts of a level in which colours are added; 255 levels * 1.4**3 fit 16 bits
@@ -101,9 +101,9 @@ class DaliLoader:
                 device=self._device,
             )
         self._feed.begin(iter(()))
-        if self._feed.pending:
-            while self._run() is not None:
-                self._feed.pending.popleft()
+        # Also with none pending: DALI has seen the end already where all batches were ahead.
+        while self._run() is not None:
+            self._feed.pending.popleft()
 
     def _run(self) -> Any:
         """DALI's outputs for the oldest batch pending, or None at the end of the epoch."""
@@ -118,8 +118,13 @@ class DaliLoader:
             self._feed.pending.clear()
             raise error from None
 
-    def _explain(self, problem: RuntimeError) -> DataError:
+    def _explain(self, problem: RuntimeError) -> SposError:
         """Which file of the batch is at fault; DALI does not know its files' names."""
+        if is_out_of_memory(problem):
+            return ConfigError(
+                f"DALI has not enough memory of {self._device} for {self._schedule.batch_size} "
+                f"images; lower --batch-size or use --loader torchvision. DALI said: {problem}"
+            )
         indices = self._feed.pending[0].indices.tolist() if self._feed.pending else []
         paths = [f"{self._images.root}/{self._images.paths[index]}" for index in indices]
         for path in paths:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,17 @@ def same(first: Batches, second: Batches) -> bool:
         torch.equal(images, other_images) and torch.equal(labels, other_labels)
         for (images, labels), (other_images, other_labels) in zip(first, second, strict=True)
     )
+
+
+@pytest.mark.parametrize("count", [3, 5, 9])
+def test_epoch_that_was_left_early_takes_nothing_from_the_next(
+    backend: str, make_images: MakeImages, count: int
+) -> None:
+    loader = build(make_images(count), backend)
+    whole = list(loader.epoch(1))
+    for _ in range(2):
+        assert len(list(islice(loader.epoch(0), 1))) == 1
+        assert same(list(loader.epoch(1)), whole)
 
 
 def test_batches_are_as_promised(backend: str, make_images: MakeImages) -> None:
