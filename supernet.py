@@ -16,7 +16,6 @@ import shlex
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -107,7 +106,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     split = open_split(inputs.data, inputs.data.train.root.parent, per_class=per_class)
     training, _ = apply_split(inputs.data.train, split)
     recipe = fit_recipe(inputs.preset.supernet, args, RECIPE_FLAGS)
-    options = space_options(args, inputs)
+    options = inputs.space_options(parse_options(args.space_options))
     start = find_start(args, inputs, seed=recipe.seed)
     given = read_supernet_start(start, space=args.space, options=options) if start else None
     options = dict(given.options) if given else options
@@ -179,11 +178,6 @@ def sampler_maker(
         build_sampler, args.sampler, seed=recipe.seed, steps_per_epoch=steps_per_epoch,
         ranges=path_ranges(args), warmup=parse_warmup(args.channel_warmup),
     )  # fmt: skip
-
-
-def space_options(args: argparse.Namespace, inputs: Inputs) -> dict[str, Any]:
-    images = {"image_size": inputs.image_size, "num_classes": len(inputs.data.train.classes)}
-    return {**images, **parse_options(args.space_options)}
 
 
 def path_ranges(args: argparse.Namespace) -> tuple[Constraint, ...]:

@@ -140,9 +140,10 @@ def load_split(path: Path | str) -> Split:
     classes, held_out = (
         _sorted_texts(value[key], f"{path}: {key}") for key in ("classes", "held_out")
     )
+    known = set(classes)
     for name in held_out:
         folder, _, file = name.partition("/")
-        if folder not in classes or not file or not _is_inside(name):
+        if folder not in known or not file or not _is_inside(name):
             raise DataError(
                 f"{path}: held_out: {name!r} is not a relative path <class>/<file> inside the "
                 "training folder"

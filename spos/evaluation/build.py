@@ -13,13 +13,13 @@ import torch
 from spos.architecture import SearchSpec
 from spos.cost.table import CostTable
 from spos.data.split import Split, apply_split, balanced_subset, load_split
-from spos.errors import CheckpointError
+from spos.errors import CheckpointError, ConfigError, DataError
 from spos.evaluation.evaluator import Evaluator, ImageBatches, Room, find_room
 from spos.placement import place
 from spos.spaces import build_space
 from spos.supernet import Supernet
 from spos.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights_into
-from spos.training.inputs import Inputs, reopen_inputs
+from spos.training.inputs import Inputs, reopen_inputs, split_id
 from spos.training.run_folder import RunSettings, read_settings
 
 # The layers behind a BatchNorm see batches normalised by their own statistics, so the size of a
@@ -96,7 +96,7 @@ class TrainedSupernet:
 
         Raises:
             CheckpointError: if the checkpoint is damaged or of another run.
-            DataError: if the images are not those of the run.
+            DataError: if the images, or those held out of them, are not those of the run.
         """
         config = self.settings.config
         state = load_checkpoint(checkpoint)
@@ -113,6 +113,11 @@ class TrainedSupernet:
             dict(config), data_dir, run_dir=self.path, workers=workers, device=device
         )
         split = load_split(self.path / "split.json")
+        if split_id(split) != config["split"]:
+            raise DataError(
+                f"{self.path}/split.json: holds out other images than those that the supernet was "
+                "not trained on; bring back the split that it was trained with"
+            )
         return build_evaluator(
             supernet,
             inputs,
@@ -126,8 +131,15 @@ def open_supernet_run(path: Path | str) -> TrainedSupernet:
     """The supernet run in folder ``path``.
 
     Raises:
-        ConfigError: if the folder does not hold one.
+        ConfigError: if the folder does not hold one, or its cost table is of another network.
     """
     settings = read_settings(path, stage="supernet")
     table = CostTable.load(Path(path) / "cost.json")
+    spec, config = table.spec, settings.config
+    if (spec.space, dict(spec.options)) != (config["space"], config["options"]):
+        raise ConfigError(
+            f"{path}/cost.json: holds the costs of {spec.space} {dict(spec.options)}, but the "
+            f"supernet is {config['space']} {config['options']}; repeat the command that trained "
+            "it, which writes its own"
+        )
     return TrainedSupernet(Path(path), settings, table.spec, table)

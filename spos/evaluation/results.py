@@ -33,7 +33,7 @@ class Results:
         self._path = run_dir / FILE_NAME
         mark = read_json(checkpoint.with_suffix(".json"), error=CheckpointError)
         # The digest of the weights and the architecture decide: everything else that a score
-        # depends on (images, split, calibration) is fixed by the run folder.
+        # depends on (images, split, calibration) is in the settings, which the weights go with.
         self._weights = mark["sha256"][:16]
         self._found: dict[str, dict[str, float]] = {}
         self._position, self._num_lines = 0, 0

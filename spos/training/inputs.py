@@ -94,6 +94,24 @@ class Inputs:
             "cache": self.cache,
         }
 
+    def space_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of a search space for these images: their size and classes, and those given.
+
+        Raises:
+            ConfigError: if those given say something else of the images.
+        """
+        options = {"image_size": self.image_size, "num_classes": len(self.data.train.classes)}
+        for name, advice in (
+            ("image_size", "set the size with --image-size"),
+            ("num_classes", "there are as many classes as folders of training images"),
+        ):
+            if given.get(name, options[name]) != options[name]:
+                raise ConfigError(
+                    f"--space-options: has the {name} {given[name]!r}, but the images have "
+                    f"{options[name]}; leave it out ({advice})"
+                )
+        return {**options, **given}
+
     def training_loader(self, images: ImageSet, recipe: Recipe) -> Loader:
         """Shuffled, augmented batches of this rank.
 

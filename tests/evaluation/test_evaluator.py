@@ -118,7 +118,7 @@ def test_progress_ends_at_the_score(images):
     evaluator = make_evaluator(images)
     seen: list[float] = []
     score = evaluator.evaluate(choices_of(evaluator, 0), progress=seen.append)
-    assert seen == [score.top1]
+    assert seen[-1] == score.top1  # a slow machine tells of it before as well
 
 
 # --- the images ----------------------------------------------------------------------------------

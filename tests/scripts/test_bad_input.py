@@ -52,14 +52,24 @@ def cut_image(part: str) -> Change:
     return cut
 
 
-def hold_out_others(folder: Path) -> None:
+def hold_out_others(folder: Path, where: str = "data") -> None:
     """As many images of each class as before, but not the same."""
     split = read_json(folder / "supernet" / "split.json")
     held_out = []
     for root in (folder / "data" / "train").iterdir():
         names = sorted(f"{root.name}/{path.name}" for path in root.iterdir())
         held_out += [name for name in names if name not in split["held_out"]][:4]
-    write_json(folder / "data" / "split.json", {**split, "held_out": sorted(held_out)})
+    write_json(folder / where / "split.json", {**split, "held_out": sorted(held_out)})
+
+
+def hold_out_trained(folder: Path) -> None:
+    hold_out_others(folder, where="supernet")
+
+
+def cost_another(folder: Path) -> None:
+    path = folder / "supernet" / "cost.json"
+    value = read_json(path)
+    write_json(path, {**value, "options": {**value["options"], "image_size": 16}})
 
 
 def write_arch(**changes: Any) -> Change:
@@ -247,6 +257,14 @@ CASES = {
     "unknown option of the space": Case(
         "supernet", ("'depth'", "dropout"), ("--space-options", '{"depth": 3}')
     ),
+    "option of other images": Case(
+        "supernet", ("--space-options: has the image_size 16", "have 8", "--image-size"),
+        ("--space-options", '{"image_size": 16}'),
+    ),
+    "option of other classes": Case(
+        "scratch", ("--space-options: has the num_classes 5", "have 3", "folders"),
+        ("--space-options", '{"num_classes": 5}'),
+    ),
     "options that are no JSON": Case("supernet", ("--space-options",), ("--space-options", "{")),
     # checkpoints
     "architecture in place of weights": Case(
@@ -275,9 +293,9 @@ CASES = {
         "scratch", ("best.safetensors", "not of the given architecture", "layer_1"),
         ("--weights", "scratch/best.safetensors"), change=write_arch(choices={"layer_1": "k5"}),
     ),
-    "checkpoint of other options": Case(
+    "checkpoint of other settings": Case(
         "tester", ("step_00000018.pt", "other settings", "args.json"), ("--arch", "arch.json"),
-        change=edit_settings(options={"image_size": 8, "num_classes": 4}), run="supernet",
+        change=edit_settings(calibration_images=19), run="supernet",
     ),
     "settings of another run": Case(
         "supernet", ("supernet", "lr was 3", "other settings"), change=edit_settings(lr=3),
@@ -338,6 +356,14 @@ CASES = {
     "cost table that is not one": Case(
         "tester", ("supernet/cost.json", "cost table"), ("--arch", "arch.json"),
         change=write("supernet/cost.json", "[]"), run="supernet",
+    ),
+    "cost table of another network": Case(
+        "tester", ("supernet/cost.json", "'image_size': 16", "repeat the command"),
+        ("--arch", "arch.json"), change=cost_another, run="supernet",
+    ),
+    "images that the supernet was trained on": Case(
+        "tester", ("supernet/split.json", "not trained on"), ("--arch", "arch.json"),
+        change=hold_out_trained, run="supernet",
     ),
     "settings that are not JSON": Case(
         "tester", ("supernet/args.json",), ("--arch", "arch.json"),
