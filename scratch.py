@@ -79,12 +79,7 @@ def main() -> None:
 
 def fit_architecture(arch: Architecture, inputs: Inputs, options: dict) -> Architecture:
     """The same choices for the classes and the image size of this data set, checked."""
-    fitted = {
-        **arch.options,
-        "image_size": inputs.image_size,
-        "num_classes": len(inputs.data.train.classes),
-        **options,
-    }
+    fitted = {**arch.options, **inputs.space_options(options)}
     changed = {name: value for name, value in fitted.items() if arch.options.get(name) != value}
     if changed and rank() == 0:
         log.info("the architecture is trained with other options than it came with: %s", changed)
@@ -199,7 +194,9 @@ def check_best(
     saved.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     broadcast_module(saved)
     again = measure_accuracy(saved, test, device)
-    if again.top1 != accuracy.top1:
+    # The sums of a GPU are not the same to the last bit every time.
+    allowed = 0 if device.type == "cpu" else max(2, accuracy.num_images // 1000)
+    if round(abs(again.top1 - accuracy.top1) * accuracy.num_images) > allowed:
         raise CheckpointError(
             f"{path}: scores {again.top1:.4f} after loading, {accuracy.top1:.4f} before saving"
         )

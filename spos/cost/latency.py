@@ -33,7 +33,7 @@ from spos.architecture import Candidate, Choices, SearchSpec
 from spos.cost.additive import Key, conditional_layers
 from spos.cost.table import CostTable, Term
 from spos.deploy.folding import fold_batchnorm
-from spos.errors import ConfigError
+from spos.errors import ConfigError, is_out_of_memory
 from spos.spaces import build_space, default_image_size
 from spos.spaces.sharing import Choice
 from spos.spaces.sliced import own_tensors
@@ -104,12 +104,14 @@ def measure_latency(
     """
     image_size = default_image_size(table.spec.space, options=table.spec.options)
     with _threads(threads), torch.inference_mode():
-        images = torch.randn(batch_size, 3, image_size, image_size, device=device)
-        images = images.contiguous(memory_format=torch.channels_last)
         try:
+            images = torch.randn(batch_size, 3, image_size, image_size, device=device)
+            images = images.contiguous(memory_format=torch.channels_last)
             workbench = _Workbench(table, images)
             samples = _visit_all(workbench, rounds, progress)
-        except torch.OutOfMemoryError:
+        except RuntimeError as problem:
+            if not is_out_of_memory(problem):
+                raise
             raise ConfigError(
                 f"--batch-size {batch_size}: does not fit into the memory of {device}; lower it"
             ) from None
@@ -210,7 +212,7 @@ class _Workbench:
             candidate = choice.candidate(choice.active)
             if not _has_tensors(candidate) and type(modules.get(name)) is type(candidate):
                 terms[name] = term
-        return fold_batchnorm(subnet, self._images).network, terms
+        return fold_batchnorm(subnet, self._images[:1]).network, terms
 
     def _passes(self, network: nn.Module, begin: Callable[[], object]) -> Iterator[float]:
         """Milliseconds of each of several passes, after some to warm up."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
 import shlex
 import socket
@@ -184,6 +185,7 @@ def _resolve_tuner(config: Any, folder: Path, path: Path) -> Any:
     if not code.is_dir():
         raise ConfigError(f"{path}: tuner.codeDirectory {code} is not a folder")
     module_name, _, class_name = name.rpartition(".")
+    before = list(sys.path)
     sys.path.append(str(code))  # where NNI puts it too
     try:
         return getattr(importlib.import_module(module_name), class_name)
@@ -193,7 +195,7 @@ def _resolve_tuner(config: Any, folder: Path, path: Path) -> Any:
             "spos.search.tuner.EvolutionTuner or a class in a module in tuner.codeDirectory"
         ) from None
     finally:
-        sys.path.remove(str(code))
+        sys.path[:] = before
 
 
 def _check_name(name: str | None, path: Path) -> None:
@@ -211,13 +213,12 @@ def _generate(config: Any, folder: Path) -> None:
     target = _resolve(folder, config.search_space_file)
     if not target.parent.is_dir():
         raise ConfigError(f"searchSpaceFile: {target.parent} is not a folder")
-    given = (config.tuner.class_args or {}).get("cost_table")
     paths = ExperimentPaths(_resolve(folder, config.tuner.code_directory or "."), target)
     generate_search_space(
         config.trial_command,
         folder=_resolve(folder, config.trial_code_directory),
         target=target,
-        table=paths.cost_table(None if given else given),
+        table=paths.cost_table(None),
     )
 
 
@@ -270,7 +271,10 @@ def _check_gpus(config: Mapping[str, Any], path: Path) -> None:
     per_trial = service.get("trialGpuNumber") or 0
     if not per_trial or service["platform"] != "local":
         return
-    num_gpus = count_gpus()
+    indices = service.get("gpuIndices")
+    if indices is None and (indices := _visible_gpus()) is not None:
+        service["gpuIndices"] = indices  # by itself NNI gives out all that the driver shows
+    num_gpus = count_gpus() if indices is None else len(indices)
     if per_trial > num_gpus:
         raise ConfigError(
             f"{path}: trialGpuNumber is {per_trial}, but this machine has {num_gpus} GPUs; "
@@ -282,6 +286,19 @@ def _check_gpus(config: Mapping[str, Any], path: Path) -> None:
             f"{path}: trialConcurrency is {config['trialConcurrency']}, but {num_gpus} GPUs with "
             f"{per_trial} for a trial have room for {room}; lower it or raise maxTrialNumberPerGpu"
         )
+
+
+def _visible_gpus() -> list[int] | None:
+    """The GPUs that `CUDA_VISIBLE_DEVICES` leaves; None if it is not set."""
+    text = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return None
+    numbers = [each.strip() for each in text.split(",") if each.strip()]
+    if not all(each.isdecimal() for each in numbers):
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={text}: NNI knows GPUs by their numbers; set it to these"
+        )
+    return [int(each) for each in numbers]
 
 
 def count_gpus() -> int:

@@ -62,6 +62,8 @@ class LimitedEvaluation:
             process.stdin.flush()
         answer = self._read(give_up_at)
         if "failure" in answer:
+            if not answer.get("is_known"):
+                self._end()  # its device may be in no state to go on
             raise SearchError(answer["failure"])
         return answer["result"]
 
@@ -127,8 +129,9 @@ def serve(build: Callable[[], Evaluate]) -> None:
         try:
             text = json.dumps({"result": action()}, allow_nan=False)
         except Exception as problem:  # whatever it is, the next candidate may do better
-            kind = "" if isinstance(problem, SposError) else f"{type(problem).__name__}: "
-            text = json.dumps({"failure": f"{kind}{problem}"})
+            is_known = isinstance(problem, SposError)
+            kind = "" if is_known else f"{type(problem).__name__}: "
+            text = json.dumps({"failure": f"{kind}{problem}", "is_known": is_known})
         answers.write(text + "\n")
         answers.flush()
 

@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from spos.data.loader import Loader
 from spos.data.preprocessing import Preprocessing
-from spos.errors import SposError
+from spos.errors import SposError, is_out_of_memory
 from spos.placement import place
 from spos.supernet import Supernet
 from spos.training import checkpoint, parallel
@@ -135,7 +135,7 @@ class Training:
         try:
             return measure()
         except RuntimeError as problem:
-            if not _is_out_of_memory(problem):
+            if not is_out_of_memory(problem):
                 raise
             raise TrainingError(
                 f"{self.device} has not enough memory for the validation, whose batches do not "
@@ -154,7 +154,7 @@ class Training:
             try:
                 self.train_step(images, labels)
             except RuntimeError as problem:
-                if not _is_out_of_memory(problem):
+                if not is_out_of_memory(problem):
                     raise
                 raise self._not_enough_memory(problem, images) from None
             waiting = time.perf_counter()
@@ -342,6 +342,7 @@ class Training:
 
     def _restore(self) -> None:
         found = checkpoint.latest_checkpoint(self.run.checkpoints)
+        self._agree_on_start(found[0] if found else -1)
         if found is None:
             parallel.broadcast_module(self.network)
             if self.shrinking:
@@ -359,6 +360,14 @@ class Training:
             if self.shrinking:
                 self.shrinking.publish()
             log.info("continuing %s after step %d of %d", self.run.path, step, self.total_steps)
+
+    def _agree_on_start(self, step: int) -> None:
+        first = int(parallel.broadcast(torch.tensor(step, device=self.device)))
+        if parallel.any_rank(first != step, self.device):
+            raise TrainingError(
+                f"{self.run.checkpoints}: the processes do not see the same checkpoints; continue "
+                "where all machines share the run folder, or give each a copy of it"
+            )
 
 
 @contextmanager
@@ -383,11 +392,6 @@ def _stop_requests():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _is_out_of_memory(problem: RuntimeError) -> bool:
-    """Whether an allocation failed; for that of a CPU torch has no type of its own."""
-    return isinstance(problem, torch.OutOfMemoryError) or "can't allocate memory" in str(problem)
 
 
 def _first_line(problem: RuntimeError) -> str:

@@ -29,7 +29,7 @@ class Readout:
             return
         self._sent = tensor.detach().to("cpu", non_blocking=True, copy=True)
         if self._event is not None:
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(tensor.device))
 
     def values(self, *, wait: bool = False) -> list[float] | None:
         """What has been copied last; None before the first copy is there.

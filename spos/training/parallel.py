@@ -73,20 +73,30 @@ def _join_group(backend: str) -> None:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the process group that torchrun describes; does nothing for a single process."""
+    """Join the process group that torchrun describes; a single process has none.
+
+    A GPU becomes the one that torch uses where no device is named.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     # Its functions have the group of the moment as a default argument, so whoever imports it later
     # (torch's optimizers do) keeps the group, and threads that abort the process as it exits.
     importlib.import_module("torch.distributed.nn")
     _join_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
-    finally:
+    except Exception:
+        # NCCL would wait for the others first, which wait for this process: its end tells them.
+        if device.type == "cpu":
+            dist.destroy_process_group()
+        raise
+    except BaseException:  # such as `Stopped`, on which all agree
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

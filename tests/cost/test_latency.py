@@ -152,7 +152,7 @@ def test_layer_of_too_many_combinations_is_refused(monkeypatch):
 
 def test_full_memory_is_said(monkeypatch):
     def fill(*_: object) -> None:
-        raise torch.OutOfMemoryError
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8 TiB")
 
     monkeypatch.setattr(latency, "_visit_all", fill)
     with pytest.raises(ConfigError, match="--batch-size 512: does not fit into the memory of cpu"):
@@ -219,7 +219,7 @@ def test_graphics_card_is_measured_where_it_is_asked_for(run, path):
     table = CostTable.load(path)
     assert all(each > 0 for term in table.terms for each in term.costs[METRIC])
     low, high = table.bounds(METRIC)
-    assert 0 < low <= high < 1e3  # milliseconds
+    assert low <= high < 1e3  # milliseconds
 
 
 def test_new_table_is_made_with_the_metric(run, tmp_path):
@@ -237,7 +237,7 @@ def test_new_table_is_made_with_the_metric(run, tmp_path):
         ([TINY, "--table", "cost.json", "--batch-size", "0"], "--batch-size 0: expected 1 or more"),
         ([TINY, "--table", "cost.json", "--threads", "-1"], "--threads -1: expected 1 or more"),
         ([TINY, "--table", "/dev/null/cost.json", "--rounds", "1"], "cannot be written"),
-        ([TINY, "--device", "cuda:7"], "this machine offers . CUDA devices; use --device cpu"),
+        ([TINY, "--device", "cuda:99"], r"this machine offers \d+ CUDA devices; use --device cpu"),
         (["zoo:megvii-oneshot"], "is not a search space, and --latency measures one"),
     ],
 )

@@ -93,6 +93,18 @@ def test_failure_leaves_the_process_to_the_next_candidate(evaluation):
     assert psutil.Process().children() == before
 
 
+def test_unforeseen_failure_ends_the_process_before_the_next_candidate(evaluation):
+    choices = make_search().ask()
+    assert evaluation(choices) == {"default": toy_score(choices)}
+    before = set(psutil.Process().children())
+    Path("hang.txt").unlink()
+    with pytest.raises(SearchError, match="FileNotFoundError"):
+        evaluation(choices)
+    assert len(before - set(psutil.Process().children())) == 1
+    Path("hang.txt").touch()
+    assert evaluation(choices) == {"default": toy_score(choices)}
+
+
 SEARCH = """
 import sys
 from spos.search.limited import LimitedEvaluation

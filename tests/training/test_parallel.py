@@ -25,7 +25,7 @@ from spos.spaces import SPACES, build_space
 from spos.supernet import Supernet
 from spos.training import parallel
 from spos.training.checkpoint import latest_checkpoint, load_checkpoint
-from spos.training.loop import Stopped, Training
+from spos.training.loop import Stopped, Training, TrainingError
 from spos.training.recipe import Recipe
 from spos.training.run_folder import RunFolder, RunSettings
 from spos.training.samplers import build_sampler
@@ -44,7 +44,11 @@ def train(
     *,
     stop_rank: int | None = None,
 ) -> dict:
-    """Train in this rank; its weights and the paths that it trained."""
+    """Train in this rank; its weights and the paths that it trained.
+
+    Each rank has a folder of its own where ``path`` has a place for its number.
+    """
+    path = Path(str(path).format(parallel.rank()))
     SPACES[TINY] = TinySpace
     options = {"image_size": 8, "num_classes": 3, **options}
     images = scan_folder(root)
@@ -129,6 +133,22 @@ def _stop_and_continue(root: Path, path: Path) -> dict[str, Any]:
         "stopped": train(root, path, {}, stop_rank=1),
         "whole": train(root, path, {}),
     }
+
+
+@pytest.mark.slow
+def test_ranks_that_see_other_checkpoints_are_refused(tmp_path, images):
+    outcomes = run_ranks(_continue_apart, images.root, tmp_path / "rank_{}", world_size=2)
+    assert all("do not see the same checkpoints" in each for each in outcomes)
+    assert not (tmp_path / "rank_1" / "checkpoints").exists()
+
+
+def _continue_apart(root: Path, path: Path) -> str:
+    train(root, path, {})
+    try:
+        train(root, path, {})
+    except TrainingError as problem:
+        return str(problem)
+    return "it went on"
 
 
 # --- reductions --------------------------------------------------------------------------------
