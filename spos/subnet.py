@@ -7,7 +7,8 @@ Imports `spos.architecture`, `spos.convert.architectures`, `spos.data`, `spos.er
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +72,20 @@ def load_subnet(arch: Architecture | Path | str, weights: Path | str | None = No
         arch: an architecture, a file of one in any format that `read_architecture` reads, a
             published network (``"zoo:megvii"``), a weight file that holds its own, or a folder
             that was exported.
-        weights: a ``.safetensors`` file, or a state dict saved by torch. None with an
-            architecture gives a network with random weights.
+        weights: a ``.safetensors`` file, or a state dict saved by torch. None takes those in the
+            file or folder of ``arch``; with an architecture alone they are random.
 
     Raises:
         ArchitectureError: if the architecture is malformed.
         CheckpointError: if the weights are missing, damaged, unsafe, or of another architecture.
     """
     if isinstance(arch, (str, Path)):
-        if str(arch).endswith(".safetensors"):
-            weights, arch = arch, _read_architecture(Path(arch))
-        elif Path(arch).is_dir():
+        if Path(arch).is_dir():
+            if weights is not None:
+                raise CheckpointError(f"{arch}: has weights of its own; leave out {weights}")
             return _load_folder(Path(arch))
+        if str(arch).endswith(".safetensors"):
+            weights, arch = weights or arch, _read_architecture(Path(arch))
         else:
             arch = read_architecture(arch)
     network: Any = build_subnet(arch, affine=True)
@@ -104,7 +107,8 @@ def load_subnet(arch: Architecture | Path | str, weights: Path | str | None = No
 
 
 def _read_architecture(path: Path) -> Architecture:
-    metadata, _ = read_subnet_file(path)
+    with _open_subnet_file(path) as file:
+        metadata = file.metadata() or {}
     if "architecture" not in metadata:
         raise CheckpointError(
             f"{path}: does not say which architecture it is of; give the architecture file as well"
@@ -165,11 +169,17 @@ def read_subnet_file(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor
     Raises:
         CheckpointError: if it is missing, damaged or no such file.
     """
+    with _open_subnet_file(path) as file:
+        # Copies: at the odd addresses that tensors have in a file, sums end in other bits.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+        return file.metadata() or {}, tensors
+
+
+@contextmanager
+def _open_subnet_file(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            # Copies: at the odd addresses that tensors have in a file, sums end in other bits.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
-            return file.metadata() or {}, tensors
+            yield file
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file") from None
     except (SafetensorError, OSError) as problem:

@@ -100,6 +100,16 @@ def test_architecture_file_and_weights_give_the_network(tmp_path, saved):
     assert loaded.classes == CLASSES and loaded.preprocessing.name == "spos"
 
 
+def test_weights_that_are_given_win_over_those_beside_the_architecture(tmp_path, saved):
+    torch.manual_seed(4)
+    other = build_subnet(ARCH).eval()
+    save_subnet(tmp_path / "other.safetensors", other, ARCH, preprocessing=None)
+    loaded = load_subnet(saved, tmp_path / "other.safetensors")
+    assert torch.equal(logits(loaded), logits(other)) and loaded.classes is None
+    with pytest.raises(CheckpointError, match="has weights of its own; leave out"):
+        load_subnet(tmp_path, saved)
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_weights_saved_by_torch_give_the_network(tmp_path, wrapped):
     weights = make_network().state_dict()

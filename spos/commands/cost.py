@@ -1,7 +1,7 @@
 """`python -m spos cost`: what a network costs, in any system's convention, or a whole search space.
 
-Imports `spos.commands.cost_latency`, `spos.errors`, `spos.files`; `spos.convert`, `spos.cost`,
-`spos.spaces` when it runs.
+Imports `spos.commands.cost_latency`, `spos.cost.table`, `spos.errors`, `spos.files`;
+`spos.convert`, `spos.cost`, `spos.spaces` when it runs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spos.commands import cost_latency
+from spos.cost.table import CostTable
 from spos.errors import ConfigError
 from spos.files import parse_json
 
@@ -74,12 +75,10 @@ def run(args: argparse.Namespace) -> int:
             f"{args.target} is not a search space, and --latency measures one: give its name"
         )
     arch = _read(args, options)
-    table = None
     if args.table:
         from spos.cost.counting import build_cost_table
 
-        table = build_cost_table(arch.space, options=arch.options)
-        _save(table, args.table)
+        _save(build_cost_table(arch.space, options=arch.options), args.table)
     operations = _operations(arch)
     if args.profile:
         value, text = _profile(operations)
@@ -166,7 +165,21 @@ def _print_space(args: argparse.Namespace, options: dict[str, Any]) -> int:
     return 0
 
 
-def _save(table: Any, path: Path) -> None:
+def _save(table: CostTable, path: Path) -> None:
+    """Write the table; what was measured for it before is kept.
+
+    Raises:
+        ConfigError: if something was measured there for another space, or the file cannot be
+            written.
+    """
+    if path.exists():
+        known = CostTable.load(path)
+        table = table.with_measured(known)
+        if lost := sorted(set(known.measured) - set(table.measured)):
+            raise ConfigError(
+                f"{path}: holds the measured {', '.join(lost)} of another space or other options, "
+                "which would be lost; name another --table"
+            )
     try:
         table.save(path)
     except OSError as problem:

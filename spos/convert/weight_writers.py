@@ -1,7 +1,7 @@
 """Networks of ours written for our own use, and in the layout of Megvii and NNI.
 
 Imports `spos.convert.state_dicts`, `spos.convert.weights`, `spos.convert.zoo`, `spos.errors`,
-`spos.files`, `spos.subnet` and torch.
+`spos.files`, `spos.spaces`, `spos.subnet` and torch.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -19,7 +20,8 @@ from spos.convert.weights import SUPERNET_FORMAT, ConvertedWeights
 from spos.convert.zoo import BLOCKS
 from spos.errors import CheckpointError
 from spos.files import open_atomic
-from spos.subnet import save_subnet
+from spos.spaces.options import strides
+from spos.subnet import read_classes, read_preprocessing, save_subnet
 
 WEIGHT_FORMATS = ("safetensors", "megvii", "nni3")
 
@@ -39,20 +41,29 @@ def write_weights(
         format: ``safetensors``: what `load_subnet` reads, or the supernet under the names of its
             space; ``megvii``: ``{"state_dict": ...}`` with candidates by number; ``nni3``: a plain
             state dict with candidates by name.
-        preprocessing: of images for the network, if it is known; ``safetensors`` carries it.
+        preprocessing: of images for the network; by default what its own file says. Only
+            ``safetensors`` carries it, and the classes.
 
     Raises:
-        CheckpointError: if the network computes another function than Megvii's and NNI's does.
+        CheckpointError: if the network computes another function than Megvii's and NNI's does, or
+            what its file says of images and classes is malformed.
     """
     if format == "safetensors":
+        preprocessing, classes = _images(converted, path, preprocessing)
         if converted.arch is not None:
-            save_subnet(path, converted.network, converted.arch, preprocessing=preprocessing)
+            save_subnet(path, converted.network, converted.arch, preprocessing=preprocessing,
+                        classes=classes)  # fmt: skip
             return
         metadata = {
             "format": SUPERNET_FORMAT,
             "space": converted.space,
             "options": json.dumps(dict(converted.options)),
+            "affine": json.dumps(converted.affine),
         }
+        if preprocessing is not None:
+            metadata["preprocessing"] = preprocessing
+        if classes is not None:
+            metadata["classes"] = json.dumps(classes)
         with open_atomic(path) as file:
             file.write(save(_cpu_tensors(converted.network), metadata))
         return
@@ -75,8 +86,25 @@ def _replace(name: str, replacements: Mapping[str, str]) -> str:
     return name
 
 
+def _images(
+    converted: ConvertedWeights, path: Path | str, preprocessing: str | None
+) -> tuple[str | None, tuple[str, ...] | None]:
+    """Preprocessing and classes, as given or as the network's own file says."""
+    said = converted.said
+    if preprocessing is None and "preprocessing" in said:
+        preprocessing = read_preprocessing(said["preprocessing"], path).name
+    classes = read_classes(json.dumps(said["classes"]), path) if "classes" in said else None
+    return preprocessing, classes
+
+
+def _is_halved_five_times(options: Mapping[str, Any]) -> bool:
+    return set(strides(options["image_size"], output_stride=options.get("output_stride"))) == {2}
+
+
 def _refuse_other_functions(converted: ConvertedWeights, path: Path | str, format: str) -> None:
     """Megvii's and NNI's code builds the canonical network, whatever the weights were made for."""
+    if converted.space not in ("shufflenetv2", "shufflenetv2plus"):
+        raise CheckpointError(f"{path}: neither Megvii nor NNI has a network of {converted.space}")
     options = converted.options
     reasons = {
         "layout": options.get("layout", "canonical") != "canonical",
@@ -84,9 +112,8 @@ def _refuse_other_functions(converted: ConvertedWeights, path: Path | str, forma
         "squeeze_excitation": options.get("squeeze_excitation") == "canyonwind",
         "head": options.get("head") == "mobilenetv3",
         "classifier_bias": bool(options.get("classifier_bias")),
+        "image_size": not _is_halved_five_times(options),
     }
-    if converted.space not in ("shufflenetv2", "shufflenetv2plus"):
-        raise CheckpointError(f"{path}: neither Megvii nor NNI has a network of {converted.space}")
     wrong = [f"{name} {options[name]!r}" for name, is_wrong in reasons.items() if is_wrong]
     if wrong:
         raise CheckpointError(

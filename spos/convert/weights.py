@@ -146,6 +146,8 @@ def _read(path: Path) -> _Found:
                 metadata.get("options", ""), source=f"{path}, its options", error=CheckpointError
             )
             config = {"space": metadata.get("space"), "options": options, **_images(metadata, path)}
+            if "affine" in metadata:  # later versions than the first
+                config["affine"] = metadata["affine"] == "true"
             return _Found("spos", _checked(tensors, path), config=config)
         if "architecture" not in metadata:
             return _rename(_checked(tensors, path), path)

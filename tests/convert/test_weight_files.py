@@ -4,6 +4,7 @@ import argparse
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import foreign_networks as foreign
 import pytest
@@ -57,6 +58,37 @@ def test_safetensors_are_loaded_without_more(tmp_path, megvii_files):
     again = read_weights(tmp_path / "x.safetensors")
     assert (again.system, again.arch) == ("spos", found.arch)
     assert torch.equal(again.network(x), found.network(x))
+
+
+@pytest.mark.parametrize("kind", ["subnet", "supernet"])
+def test_what_a_file_says_of_its_images_is_kept(tmp_path, megvii_files, kind):
+    found = read_weights(megvii_files / f"{kind}.pth.tar")
+    names = [f"class {number}" for number in range(10)]
+    first = replace(found, said={"preprocessing": "spos", "classes": names}, affine=True)
+    write_weights(tmp_path / "x.safetensors", first, "safetensors")
+    second = read_weights(tmp_path / "x.safetensors")
+    write_weights(tmp_path / "y.safetensors", second, "safetensors")
+    third = read_weights(tmp_path / "y.safetensors")
+    assert third.said["preprocessing"] == "spos" and third.said["classes"] == names
+    assert third.affine
+    write_weights(tmp_path / "y.safetensors", second, "safetensors", preprocessing="standard")
+    assert read_weights(tmp_path / "y.safetensors").said["preprocessing"] == "standard"
+    odd = replace(found, said={"classes": [1, 2]})
+    with pytest.raises(CheckpointError, match="z.safetensors: its classes are not a list"):
+        write_weights(tmp_path / "z.safetensors", odd, "safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "is_same"),
+    [({"image_size": 32}, False), ({"image_size": 32, "output_stride": 32}, True)],
+)
+def test_network_of_small_images_is_no_network_of_theirs(tmp_path, megvii_files, options, is_same):
+    found = read_weights(megvii_files / "subnet.pth.tar", options=options)
+    if is_same:
+        write_weights(tmp_path / "x.pth.tar", found, "megvii")
+        return
+    with pytest.raises(CheckpointError, match="another function than one with image_size 32"):
+        write_weights(tmp_path / "x.pth.tar", found, "megvii")
 
 
 @pytest.mark.parametrize("kind", ["subnet", "supernet"])

@@ -5,7 +5,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -100,13 +99,23 @@ def test_stale_files_are_replaced(folder):
     assert (folder / "cost.json").read_bytes() != b"{}"
 
 
-def test_failing_trial_command_leaves_no_stale_files(folder):
+def test_failing_trial_command_costs_no_file(folder):
     config = toy_config()
     prepare_experiment(write(folder, config), Changes())
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     config["trialCommand"] = "python toy_trial.py --no-such-flag"
     with pytest.raises(ConfigError, match=r"exit status 2.*--no-such-flag"):
         prepare_experiment(write(folder, config), Changes())
-    assert not (folder / "space.json").exists() and not (folder / "cost.json").exists()
+    after = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    assert {**before, "config.yml": None} == {**after, "config.yml": None}
+
+
+def test_trial_command_finds_the_cost_table_that_it_is_to_write(folder):
+    config = toy_config()
+    prepare_experiment(write(folder, config), Changes())
+    config["trialCommand"] += " $(test -e cost.json || echo --no-such-flag)"
+    prepare_experiment(write(folder, config), Changes())
+    assert not list(folder.glob(".ss_gen-*"))
 
 
 @pytest.mark.parametrize(
@@ -184,6 +193,7 @@ def test_gpus_asked_for_must_be_there(
     folder, monkeypatch, num_gpus, per_trial, concurrency, per_gpu, message
 ):
     monkeypatch.setattr(experiment_module, "count_gpus", lambda: num_gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     config = toy_config()
     config["trialConcurrency"] = concurrency
     config["trainingService"] |= {
@@ -197,6 +207,30 @@ def test_gpus_asked_for_must_be_there(
         return
     with pytest.raises(ConfigError, match=message):
         prepare_experiment(path, Changes())
+
+
+@pytest.mark.parametrize(
+    ("visible", "given", "found"), [("2,3", None, [2, 3]), ("2,3", "0, 1", [0, 1])]
+)
+def test_nni_is_told_of_the_visible_gpus(folder, monkeypatch, visible, given, found):
+    monkeypatch.setattr(experiment_module, "count_gpus", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    config = toy_config()
+    config["trainingService"] |= {"trialGpuNumber": 1, "useActiveGpu": True, "gpuIndices": given}
+    config["trialConcurrency"] = 2
+    prepared = prepare_experiment(write(folder, config), Changes())
+    assert prepared.config["trainingService"]["gpuIndices"] == found
+    config["trialConcurrency"] = 3
+    with pytest.raises(ConfigError, match="2 GPUs with 1 for a trial have room for 2"):
+        prepare_experiment(write(folder, config), Changes())
+
+
+def test_visible_gpus_must_be_numbers(folder, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f2c")
+    config = toy_config()
+    config["trainingService"] |= {"trialGpuNumber": 1, "useActiveGpu": True}
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=GPU-8f2c: NNI knows GPUs by"):
+        prepare_experiment(write(folder, config), Changes())
 
 
 def test_tuners_of_nni_can_be_used(folder):
@@ -243,11 +277,10 @@ def test_shipped_configuration_is_what_it_says(folder):
     assert toy_table().spec.search_space() == prepared.config["searchSpace"]
 
 
-def test_command_fails_in_one_line_and_at_once(folder):
+def test_command_fails_in_one_line_before_nni_is_started(folder):
     config = toy_config()
     config["tuner"]["classArgs"]["constraints"] = {"macs": [0, 10]}
     write(folder, config)
-    begun = time.monotonic()
     process = subprocess.run(
         [sys.executable, "-m", "spos", "search", "start", "--config", "config.yml"]
         + ["--port", str(free_port())],
@@ -256,7 +289,6 @@ def test_command_fails_in_one_line_and_at_once(folder):
         text=True,
         timeout=60,
     )
-    assert time.monotonic() - begun < 15
     assert process.returncode == 2
     assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
     assert "reaches" in process.stderr
