@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,7 +61,7 @@ def summarize(
     ranking = search.ranking
     if not ranking:
         raise ConfigError(f"{search.folder}: the search has no scored candidate yet")
-    best, median = ranking[0], ranking[(len(ranking) - 1) // 2]
+    best, median = ranking[0], ranking[len(ranking) // 2]
     choices = scratch.config.get("choices", {})
     return {
         "supernet": _last(
@@ -76,7 +75,7 @@ def summarize(
         "search": {
             "candidates": len(ranking),
             "top-1 of the best candidate": _top1(best),
-            "top-1 of the median candidate": statistics.median(map(_top1, ranking)),
+            "top-1 of the median candidate": _top1(median),
             "MACs of the best": best.metrics["macs"],
             "MACs of the median candidate": median.metrics["macs"],
             "parameters of the best": best.metrics["params"],

@@ -72,6 +72,7 @@ def latest_checkpoint(folder: Path | str) -> tuple[int, Path] | None:
     Raises:
         CheckpointError: if there are checkpoints but every one of them is damaged.
     """
+    kept = set()
     for step, mark in _marks(Path(folder)):
         path = mark.with_suffix(".pt")
         try:
@@ -79,11 +80,16 @@ def latest_checkpoint(folder: Path | str) -> tuple[int, Path] | None:
         except CheckpointError as problem:
             log.warning("%s; trying the checkpoint before it", problem)
             for file in (path, mark):
-                if file.exists():
+                try:
                     os.replace(file, file.with_name(file.name + ".damaged"))
+                except FileNotFoundError:
+                    pass  # the other one is missing, or another process has renamed it
+                except OSError:  # a folder that may only be read
+                    kept.add(path.stem)
             continue
         return step, path
-    damaged = sorted({path.name.split(".")[0] for path in Path(folder).glob("step_*.damaged")})
+    renamed = {path.name.split(".")[0] for path in Path(folder).glob("step_*.damaged")}
+    damaged = sorted(renamed | kept)
     if damaged:  # now or at an earlier start: not to be taken for a run that has only begun
         raise CheckpointError(
             f"{folder}: every checkpoint is damaged ({', '.join(damaged)}); restore one from a "

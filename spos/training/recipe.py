@@ -66,7 +66,7 @@ class Recipe:
             ("label_smoothing", 0, 1),
             ("clip_norm", 0, math.inf),
         ):
-            if not low <= getattr(self, name) <= high:
+            if not (low <= getattr(self, name) <= high and math.isfinite(getattr(self, name))):
                 raise ConfigError(
                     f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number "
                     f"between {low} and {high}"

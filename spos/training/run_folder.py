@@ -147,7 +147,9 @@ class RunFolder:
                     "or give another --run-dir"
                 ) from None
             self._check_ours()  # again: nobody changes it any more
-            if not (self.path / "args.json").exists():
+            if (self.path / "args.json").exists():
+                _note_data_dir(self.path, self.settings.runtime.get("data_dir"))
+            else:
                 write_settings(self.path, self.settings)
             self._handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
             self._lock = stack.pop_all()
@@ -177,6 +179,14 @@ def write_settings(path: Path, settings: RunSettings) -> None:
             "environment": _environment(),
         },
     )
+
+
+def _note_data_dir(path: Path, data_dir: str | None) -> None:
+    """Note where the images lie now, which the stages after this one look up there."""
+    value = read_json(path / "args.json", error=ConfigError)
+    if value["runtime"].get("data_dir") != data_dir:
+        runtime = {**value["runtime"], "data_dir": data_dir}
+        write_json(path / "args.json", {**value, "runtime": runtime})
 
 
 def read_settings(path: Path | str, *, stage: str | None = None) -> RunSettings:
@@ -231,6 +241,8 @@ def _check_same(old: RunSettings, new: RunSettings, path: Path) -> None:
 def _environment() -> dict[str, Any]:
     import torch
 
+    # Without a driver that fits, the number alone is known.
+    num_devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     versions = {}
     for package in PACKAGES:
         try:
@@ -242,19 +254,20 @@ def _environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "commit": code_version(),
-        "devices": [
-            torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())
-        ],
+        "devices": [torch.cuda.get_device_name(number) for number in range(num_devices)],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
 
 def code_version() -> str | None:
-    """The commit of this code, as ``git describe`` names it; None outside of a repository."""
+    """The commit of this code, as ``git describe`` names it; None outside of its repository."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None  # installed: a repository around it is somebody else's
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
+            cwd=root,
             capture_output=True,
             text=True,
             timeout=10,

@@ -289,6 +289,28 @@ def test_damaged_newest_checkpoint_costs_one_interval(tmp_path, caplog):
     assert not caplog.records
 
 
+def test_damaged_checkpoints_need_not_be_renamed_by_who_finds_them(tmp_path, monkeypatch):
+    paths = [save_checkpoint(tmp_path, step, make_state(step)) for step in (1, 2, 3)]
+    os.truncate(paths[2], 100)
+
+    def another_was_first(source, target):
+        os.unlink(source)
+        raise FileNotFoundError(source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "replace", another_was_first)
+        assert latest_checkpoint(tmp_path) == (2, paths[1])
+
+    def may_not(source, target):
+        raise PermissionError(source)
+
+    monkeypatch.setattr(checkpoint.os, "replace", may_not)
+    for path in paths[:2]:
+        os.truncate(path, 100)
+    with pytest.raises(CheckpointError, match="every checkpoint is damaged .*1, step_00000002"):
+        latest_checkpoint(tmp_path)
+
+
 def test_missing_weights_cost_one_interval(tmp_path):
     paths = [save_checkpoint(tmp_path, step, make_state(step)) for step in (1, 2)]
     paths[1].unlink()

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,20 @@ def test_same_settings_continue_and_leave_args_as_they_were(tmp_path):
     before = (tmp_path / "args.json").read_bytes()
     open_and_close(tmp_path, RunSettings("supernet", CONFIG, {"device": "cuda", "workers": 9}))
     assert (tmp_path / "args.json").read_bytes() == before
+
+
+def test_images_that_were_moved_are_found_by_the_next_stage(tmp_path):
+    for place in ("/before", "/after"):
+        open_and_close(tmp_path, RunSettings("supernet", CONFIG, {"data_dir": place}))
+    assert read_settings(tmp_path).runtime == {"data_dir": "/after"}
+    assert read_json(tmp_path / "args.json")["environment"]["command"]
+
+
+def test_commit_is_never_that_of_a_repository_around_an_installed_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "venv" / "spos" / "a" / "b.py"))
+    (tmp_path / "venv" / "spos" / "a").mkdir(parents=True)
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    assert run_folder.code_version() is None
 
 
 def test_other_settings_are_refused_with_every_difference(tmp_path):
