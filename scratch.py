@@ -87,7 +87,7 @@ def fit_architecture(arch: Architecture, inputs: Inputs, options: dict) -> Archi
 
 
 def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
-    recipe = fit_recipe(inputs.preset.scratch, args, RECIPE_FLAGS)
+    recipe = fit_recipe(inputs.preset.scratch.for_images(len(inputs.data.train)), args, RECIPE_FLAGS)
     start = find_start(args, inputs, seed=recipe.seed)
     given = read_subnet_start(start, arch) if start else None
     table = build_cost_table(arch.space, options=arch.options)
@@ -106,11 +106,12 @@ def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
     if is_main:
         log.info(
             "%s of %s: %s MACs, %s parameters; %d training images, %d test images; "
-            "%d epochs of batch %d at learning rate %g, on %s",
+            "%d epochs of %d steps of batch %d at learning rate %g, on %s",
             arch.id, arch.space,
             f"{table.cost(arch.choices, 'macs'):,}", f"{table.cost(arch.choices, 'params'):,}",
             len(inputs.data.train), len(inputs.data.test),
-            recipe.epochs, recipe.batch_size, recipe.lr, inputs.device,
+            recipe.epochs, inputs.count_steps(inputs.data.train, recipe), recipe.batch_size,
+            recipe.lr, inputs.device,
         )  # fmt: skip
     torch.manual_seed(recipe.seed)
     network = build_subnet(arch, affine=True) if given is None else given

@@ -23,6 +23,7 @@ from spos.convert.start import add_weights_flags, find_start, read_supernet_star
 from spos.convert.weights import ConvertedWeights
 from spos.cost.counting import build_cost_table
 from spos.cost.table import Constraint, CostTable, parse_constraint_flags
+from spos.data.folder import ImageSet
 from spos.data.split import apply_split, save_split
 from spos.errors import run_main
 from spos.evaluation.build import build_evaluator
@@ -105,7 +106,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     per_class = args.held_out_per_class or inputs.preset.held_out_per_class
     split = open_split(inputs.data, inputs.data.train.root.parent, per_class=per_class)
     training, _ = apply_split(inputs.data.train, split)
-    recipe = fit_recipe(inputs.preset.supernet, args, RECIPE_FLAGS)
+    recipe = fit_recipe(inputs.preset.supernet.for_images(len(training)), args, RECIPE_FLAGS)
     options = inputs.space_options(parse_options(args.space_options))
     start = find_start(args, inputs, seed=recipe.seed)
     given = read_supernet_start(start, space=args.space, options=options) if start else None
@@ -131,7 +132,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     if run.is_writer:
         save_split(run.path / "split.json", split)
         save_costs(run.path, table, will_shrink=plan is not None)
-        describe(args.space, inputs, recipe, len(training), len(split.held_out), sampler)
+        describe(args.space, inputs, recipe, training, len(split.held_out), sampler)
     torch.manual_seed(recipe.seed)
     supernet = build_supernet(given, args.space, options)
     evaluator = build_evaluator(supernet, inputs, split, calibration_images=images)
@@ -235,15 +236,15 @@ def describe(
     space: str,
     inputs: Inputs,
     recipe: Recipe,
-    num_training: int,
+    training: ImageSet,
     num_held_out: int,
     sampler: PathSampler,
 ) -> None:
     log.info(
         "supernet of %s: %d training images, %d held out, %d classes at %d pixels; "
-        "%d epochs of batch %d at learning rate %g, on %s",
-        space, num_training, num_held_out, len(inputs.data.train.classes), inputs.image_size,
-        recipe.epochs, recipe.batch_size, recipe.lr, inputs.device,
+        "%d epochs of %d steps of batch %d at learning rate %g, on %s",
+        space, len(training), num_held_out, len(inputs.data.train.classes), inputs.image_size,
+        recipe.epochs, inputs.count_steps(training, recipe), recipe.batch_size, recipe.lr, inputs.device,
     )  # fmt: skip
     if isinstance(sampler, WarmedSampler):
         log.info("channel warm-up: %s", "; ".join(sampler.describe()))

@@ -17,7 +17,7 @@ from spos.spaces import build_subnet, space_spec
 from spos.subnet import save_subnet
 from spos.supernet import Supernet
 from spos.training.inputs import LARGEST_SMALL_IMAGE
-from spos.training.recipe import CPU_PHOTOGRAPHS, PRESETS, STAGES
+from spos.training.recipe import CPU_PHOTOGRAPHS, LEAST_BATCH, LEAST_STEPS, PRESETS
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -83,7 +83,7 @@ def test_table_of_recipes_is_that_of_the_code():
     for preset in PRESETS.values():
         if preset.image_size:
             assert f"at {preset.image_size} pixels | supernet" in README
-        for stage in STAGES:
+        for stage in ("supernet", "scratch"):
             recipe = getattr(preset, stage)
             assert (
                 f"momentum {recipe.momentum}, weight decay {recipe.weight_decay}, label smoothing "
@@ -97,9 +97,11 @@ def test_table_of_recipes_is_that_of_the_code():
             ])  # fmt: skip
     table = [line.split("|") for line in README.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line[2:-1]] for line in table]
-    assert [line for line in cells if line[0] in STAGES] == rows
+    assert [line for line in cells if line[0] in ("supernet", "scratch")] == rows
     assert f"up to {LARGEST_SMALL_IMAGE} pixels" in README
-    assert f"batches of {CPU_PHOTOGRAPHS}." in README.replace("\n", " ")
+    text = README.replace("\n", " ")
+    assert f"batches of {CPU_PHOTOGRAPHS}, and few images" in text
+    assert f"halved, down to {LEAST_BATCH}, until an epoch has {LEAST_STEPS} steps" in text
 
 
 def test_python_runs(tmp_path, monkeypatch, one_thread):

@@ -17,7 +17,8 @@ from spos.errors import ConfigError
 
 SCHEDULES = ("linear", "cosine")
 AMP_MODES = ("off", "bf16", "fp16")
-STAGES = ("supernet", "scratch")
+LEAST_STEPS = 40  # of an epoch, by default
+LEAST_BATCH = 16  # to which few images may bring it
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,18 @@ class Recipe:
         return dataclasses.replace(
             self, **{name: value for name, value in changes.items() if value is not None}
         )
+
+    def for_images(self, number: int) -> Recipe:
+        """This recipe for so many training images: a few are taken in smaller batches.
+
+        A batch is halved until an epoch has `LEAST_STEPS` or a batch `LEAST_BATCH` images. With
+        that of ImageNet a thousand images would be a step an epoch, and the weights would hardly
+        have moved at the end.
+        """
+        batch_size = self.batch_size
+        while batch_size >= 2 * LEAST_BATCH and number < LEAST_STEPS * batch_size:
+            batch_size //= 2
+        return self.with_batch_size(batch_size)
 
     def with_batch_size(self, batch_size: int) -> Recipe:
         """This recipe for another batch size, which the learning rate follows."""

@@ -50,6 +50,25 @@ def test_recipe_of_warmup_alone_has_a_rate_at_every_step():
     assert [recipe.lr_at(step, 4) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
+# --- few images ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "batch_size"),
+    [
+        ("imagenet", 1_231_167, 1024), ("imagenet", 40_960, 1024), ("imagenet", 40_959, 512),
+        ("imagenet", 5_000, 64), ("imagenet", 800, 16), ("imagenet", 20, 16), ("small", 45_000, 128),
+        ("small", 1_500, 32), ("digits", 1_247, 16),
+    ],
+)  # fmt: skip
+def test_few_images_come_in_small_batches(kind, number, batch_size):
+    usual = PRESETS[kind].supernet
+    fitted = usual.for_images(number)
+    assert fitted.batch_size == batch_size
+    assert fitted.lr == pytest.approx(usual.lr * batch_size / usual.batch_size)
+    assert fitted.replace({"batch_size": usual.batch_size, "lr": usual.lr}) == usual
+
+
 # --- fields ----------------------------------------------------------------------------------
 
 
