@@ -22,6 +22,7 @@ from spos.architecture import Architecture
 from spos.convert.architectures import read_architecture
 from spos.convert.start import add_weights_flags, find_start, read_subnet_start
 from spos.cost.counting import build_cost_table
+from spos.cost.table import CostTable
 from spos.errors import CheckpointError, run_main
 from spos.evaluation.accuracy import Accuracy, measure_accuracy
 from spos.evaluation.batchnorm import recalibrate
@@ -41,6 +42,7 @@ from spos.training.loop import Training
 from spos.training.parallel import broadcast_module, process_group, rank, select_device
 from spos.training.recipe import Recipe
 from spos.training.run_folder import RunFolder, RunSettings, show_log
+from spos.training.teacher_flags import add_teacher_flags, find_teacher
 
 log = logging.getLogger("spos.scratch")
 
@@ -59,6 +61,7 @@ def parse_arguments() -> argparse.Namespace:
         parser, "of this architecture, ours or another system's, or of a supernet or its run folder"
     )
     add_recipe_flags(parser)
+    add_teacher_flags(parser)
     add_run_flags(parser, run_dir="runs/scratch")
     return parser.parse_args()
 
@@ -87,9 +90,11 @@ def fit_architecture(arch: Architecture, inputs: Inputs, options: dict) -> Archi
 
 
 def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
-    recipe = fit_recipe(inputs.preset.scratch.for_images(len(inputs.data.train)), args, RECIPE_FLAGS)
+    usual = inputs.preset.scratch.for_images(len(inputs.data.train))
+    recipe = inputs.checked(fit_recipe(usual, args, RECIPE_FLAGS))
     start = find_start(args, inputs, seed=recipe.seed)
     given = read_subnet_start(start, arch) if start else None
+    teacher = find_teacher(args, inputs)
     table = build_cost_table(arch.space, options=arch.options)
     config = {
         "space": arch.space,
@@ -98,21 +103,12 @@ def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
         **(start.config() if start else {}),
         **inputs.config(),
         **recipe.config(),
+        **(teacher.config() if teacher else {}),
     }
-    is_main = rank() == 0
-    run = RunFolder(
-        args.run_dir, RunSettings("scratch", config, inputs.runtime()), is_writer=is_main
-    )
-    if is_main:
-        log.info(
-            "%s of %s: %s MACs, %s parameters; %d training images, %d test images; "
-            "%d epochs of %d steps of batch %d at learning rate %g, on %s",
-            arch.id, arch.space,
-            f"{table.cost(arch.choices, 'macs'):,}", f"{table.cost(arch.choices, 'params'):,}",
-            len(inputs.data.train), len(inputs.data.test),
-            recipe.epochs, inputs.count_steps(inputs.data.train, recipe), recipe.batch_size,
-            recipe.lr, inputs.device,
-        )  # fmt: skip
+    settings = RunSettings("scratch", config, inputs.runtime())
+    run = RunFolder(args.run_dir, settings, is_writer=rank() == 0)
+    if run.is_writer:
+        describe(arch, table, inputs, recipe)
     torch.manual_seed(recipe.seed)
     network = build_subnet(arch, affine=True) if given is None else given
     test = ImageBatches(
@@ -131,6 +127,7 @@ def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
         rehearse=lambda: measure_accuracy(network, islice(test, 1), inputs.device),
         validate_every=args.val_every or max(1, recipe.epochs // 10),
         save_every=args.save_every,
+        teacher=teacher,
     )
     training.fit()
     calibrate(network, inputs, recipe)
@@ -146,6 +143,18 @@ def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
             100 * accuracy.top1, 100 * accuracy.top5, accuracy.num_images, best,
         )  # fmt: skip
     run.close()
+
+
+def describe(arch: Architecture, table: CostTable, inputs: Inputs, recipe: Recipe) -> None:
+    log.info(
+        "%s of %s: %s MACs, %s parameters; %d training images, %d test images; "
+        "%d epochs of %d steps of batch %d at learning rate %g, on %s",
+        arch.id, arch.space,
+        f"{table.cost(arch.choices, 'macs'):,}", f"{table.cost(arch.choices, 'params'):,}",
+        len(inputs.data.train), len(inputs.data.test),
+        recipe.epochs, inputs.count_steps(inputs.data.train, recipe), recipe.batch_size, recipe.lr,
+        inputs.device,
+    )  # fmt: skip
 
 
 def calibrate(network: torch.nn.Module, inputs: Inputs, recipe: Recipe) -> None:

@@ -106,7 +106,8 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     per_class = args.held_out_per_class or inputs.preset.held_out_per_class
     split = open_split(inputs.data, inputs.data.train.root.parent, per_class=per_class)
     training, _ = apply_split(inputs.data.train, split)
-    recipe = fit_recipe(inputs.preset.supernet.for_images(len(training)), args, RECIPE_FLAGS)
+    usual = inputs.preset.supernet.for_images(len(training))
+    recipe = inputs.checked(fit_recipe(usual, args, RECIPE_FLAGS))
     options = inputs.space_options(parse_options(args.space_options))
     start = find_start(args, inputs, seed=recipe.seed)
     given = read_supernet_start(start, space=args.space, options=options) if start else None
@@ -244,7 +245,8 @@ def describe(
         "supernet of %s: %d training images, %d held out, %d classes at %d pixels; "
         "%d epochs of %d steps of batch %d at learning rate %g, on %s",
         space, len(training), num_held_out, len(inputs.data.train.classes), inputs.image_size,
-        recipe.epochs, inputs.count_steps(training, recipe), recipe.batch_size, recipe.lr, inputs.device,
+        recipe.epochs, inputs.count_steps(training, recipe), recipe.batch_size, recipe.lr,
+        inputs.device,
     )  # fmt: skip
     if isinstance(sampler, WarmedSampler):
         log.info("channel warm-up: %s", "; ".join(sampler.describe()))

@@ -60,6 +60,10 @@ class Preprocessing:
         pixels = images.to(dtype=torch.float32, memory_format=memory_format)
         return pixels.mul_(scale).add_(offset).to(dtype)
 
+    def mean_colour(self, device: torch.device) -> torch.Tensor:
+        """ImageNet's mean colour as the network is fed it, (3, 1, 1); zeros if standard."""
+        return _mean_colour(self.name, device)
+
     def describe(self, image_size: int) -> dict[str, Any]:
         """All of it as JSON, from a decoded image to the network's input, for other programs.
 
@@ -89,3 +93,11 @@ def _normalisation(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     mean = torch.tensor(MEAN, dtype=torch.float64).view(3, 1, 1)
     std = torch.tensor(STD, dtype=torch.float64).view(3, 1, 1)
     return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
+
+
+@cache
+@torch.inference_mode(False)
+def _mean_colour(name: str, device: torch.device) -> torch.Tensor:
+    if name == "standard":
+        return torch.zeros(3, 1, 1, device=device)
+    return torch.tensor([255 * value for value in reversed(MEAN)]).view(3, 1, 1).to(device)

@@ -24,6 +24,9 @@ RECIPE_FLAGS = (
     "momentum",
     "weight_decay",
     "label_smoothing",
+    "mixup",
+    "mixup_off_epochs",
+    "cutout",
     "clip_norm",
     "amp",
     "seed",
@@ -93,6 +96,18 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--label-smoothing", type=float, help="share of the target spread over all classes"
     )
+    group.add_argument(
+        "--mixup", type=float, metavar="ALPHA",
+        help="mix every image with another by a share from Beta(ALPHA, ALPHA), such as 0.2 "
+        "(default: 0, off)",
+    )  # fmt: skip
+    group.add_argument(
+        "--mixup-off-epochs", type=int, metavar="N", help="the last N epochs without (default: 0)"
+    )
+    group.add_argument(
+        "--cutout", type=int, metavar="PIXELS",
+        help="cut a square of this side out of every training image (default: 0, off)",
+    )  # fmt: skip
     group.add_argument(
         "--clip-norm", type=float, help="largest norm of the gradient; 0: no clipping"
     )

@@ -112,12 +112,12 @@ class Inputs:
                 )
         return {**options, **given}
 
-    def training_loader(self, images: ImageSet, recipe: Recipe) -> Loader:
-        """Shuffled, augmented batches of this rank.
+    def checked(self, recipe: Recipe) -> Recipe:
+        """``recipe``, if these images can be trained on by it.
 
         Raises:
             ConfigError: if the batch cannot be divided between the processes, or their part of it
-                into that many parts.
+                into that many parts, or a square is to be cut out that is larger than the images.
         """
         if recipe.batch_size % world_size():
             raise ConfigError(
@@ -129,8 +129,17 @@ class Inputs:
             raise ConfigError(
                 f"--accumulate {recipe.accumulate}: a process has {batch_size} images of a step"
             )
+        if recipe.cutout > self.image_size:
+            raise ConfigError(
+                f"--cutout {recipe.cutout}: expected a number between 0 and {self.image_size}, the "
+                "side of the network's input"
+            )
+        return recipe
+
+    def training_loader(self, images: ImageSet, recipe: Recipe) -> Loader:
+        """Shuffled, augmented batches of this rank, of a recipe that was checked."""
         return self._loader(
-            images, batch_size, augmentation=self.augmentation,
+            images, recipe.batch_size // world_size(), augmentation=self.augmentation,
             shuffle=True, seed=recipe.seed,
         )  # fmt: skip
 

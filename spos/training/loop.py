@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -25,7 +24,9 @@ from spos.errors import SposError, is_out_of_memory
 from spos.placement import place
 from spos.supernet import Supernet
 from spos.training import checkpoint, parallel
+from spos.training.distillation import Teacher
 from spos.training.meter import Meter
+from spos.training.mixing import draw_changes, prepare_parts
 from spos.training.recipe import Recipe, decay_groups
 from spos.training.run_folder import RunFolder
 from spos.training.samplers.protocol import PathSampler, ResumableSampler
@@ -56,8 +57,9 @@ class Stopped(SystemExit):
 class Training:
     """Trains a network to the end of its recipe, from wherever its run folder left off.
 
-    Everything random is a function of the seed and the step (paths, dropout) or epoch (order,
-    augmentation), so that a resumed run does what the uninterrupted one would have done.
+    Everything random is a function of the seed and the step (paths, dropout, mixup, cutout) or
+    epoch (order, augmentation), so that a resumed run does what the uninterrupted one would have
+    done.
 
     Args:
         network: a `Supernet` with ``sampler``, or any network from images to logits without.
@@ -72,6 +74,7 @@ class Training:
         validate_every: in epochs.
         save_every: in epochs.
         shrinking: drops candidates between epochs; then it is the sampler as well.
+        teacher: whose answers are learned beside the labels.
     """
 
     def __init__(
@@ -89,11 +92,12 @@ class Training:
         validate_every: int = 1,
         save_every: int = 1,
         shrinking: Shrinking | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.network = place(network, device)
         self.recipe, self.loader, self.preprocessing = recipe, loader, preprocessing
         self.device, self.run, self.sampler = device, run, shrinking or sampler
-        self.shrinking = shrinking
+        self.shrinking, self.teacher = shrinking, teacher
         self.validate, self.validate_every, self.save_every = validate, validate_every, save_every
         self.rehearse = rehearse
         self.step = 0
@@ -243,16 +247,19 @@ class Training:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add up the gradients of a batch, part by part; returns its loss and logits."""
         recipe, losses, logits = self.recipe, [], []
+        changes = draw_changes(recipe, images, step=self.step, steps_per_epoch=len(self.loader))
         number = min(recipe.accumulate, len(labels))
-        parts = images.tensor_split(number), labels.tensor_split(number)
-        for pixels, wanted in zip(*parts, strict=True):
-            x = self.preprocessing.apply(pixels)
+        for x, target in prepare_parts(
+            images, labels, changes, preprocessing=self.preprocessing, number=number
+        ):
             with torch.autocast(
                 self.device.type, dtype=_AMP_DTYPES.get(recipe.amp), enabled=recipe.amp != "off"
             ):
                 output = self.network(x)
-                loss = F.cross_entropy(output, wanted, label_smoothing=recipe.label_smoothing)
-            share = loss * (len(wanted) / len(labels))
+                loss = target.cross_entropy(output, label_smoothing=recipe.label_smoothing)
+                if self.teacher:
+                    loss = self.teacher.teach(loss, output, x)
+            share = loss * (len(x) / len(labels))
             self._scaler.scale(share).backward()
             losses.append(share.detach())
             logits.append(output.detach())

@@ -37,9 +37,13 @@ class Recipe:
         momentum: of stochastic gradient descent.
         weight_decay: on the weights of convolutions and linear layers only.
         label_smoothing: share of the target spread over all classes.
+        mixup: alpha of the Beta distribution that images are mixed by; 0 does not mix.
+        mixup_off_epochs: the last epochs, in which images are not mixed.
+        cutout: side of the square that is cut out of each training image, in pixels of the
+            network's input; 0 cuts nothing.
         clip_norm: largest norm of the gradient; 0 does not clip.
         amp: ``off``, ``bf16`` or ``fp16`` autocast.
-        seed: of initialisation, order, augmentation, dropout and paths.
+        seed: of initialisation, order, augmentation, mixup, cutout, dropout and paths.
     """
 
     epochs: int
@@ -51,6 +55,9 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 4e-5
     label_smoothing: float = 0.1
+    mixup: float = 0.0
+    mixup_off_epochs: int = 0
+    cutout: int = 0
     clip_norm: float = 0.0
     amp: str = "off"
     seed: int = 0
@@ -65,6 +72,9 @@ class Recipe:
             ("momentum", 0, 1),
             ("weight_decay", 0, math.inf),
             ("label_smoothing", 0, 1),
+            ("mixup", 0, 100),
+            ("mixup_off_epochs", 0, self.epochs),
+            ("cutout", 0, math.inf),
             ("clip_norm", 0, math.inf),
         ):
             if not (low <= getattr(self, name) <= high and math.isfinite(getattr(self, name))):
@@ -77,10 +87,15 @@ class Recipe:
                 raise ConfigError(
                     f"--{name} {getattr(self, name)}: expected one of {', '.join(known)}"
                 )
+        if self.mixup_off_epochs and not self.mixup:
+            raise ConfigError(
+                f"--mixup-off-epochs {self.mixup_off_epochs}: expected --mixup ALPHA too, without "
+                "which no epoch mixes images"
+            )
 
     def config(self) -> dict[str, Any]:
         """The fields as ``args.json`` has them: newer ones where they are used, for older runs."""
-        newer = {"accumulate": 1}
+        newer = {"accumulate": 1, "mixup": 0, "mixup_off_epochs": 0, "cutout": 0}
         return {name: value for name, value in vars(self).items() if newer.get(name) != value}
 
     def replace(self, changes: Mapping[str, Any]) -> Recipe:
@@ -116,6 +131,10 @@ class Recipe:
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
         return self.lr * (1 - progress)
+
+    def mixup_at(self, step: int, steps_per_epoch: int) -> float:
+        """Alpha of mixup at step ``step``, the first being 0; 0 does not mix."""
+        return self.mixup if step < (self.epochs - self.mixup_off_epochs) * steps_per_epoch else 0.0
 
 
 @dataclass(frozen=True)

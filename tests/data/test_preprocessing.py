@@ -30,6 +30,15 @@ def test_spos_is_bgr_from_0_to_255(images: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("name", ["standard", "spos"])
+def test_mean_colour_is_what_that_colour_becomes(name: str) -> None:
+    mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1) * 255
+    low, high = (Preprocessing(name).apply(each.to(torch.uint8)) for each in (mean, mean + 1))
+    found = Preprocessing(name).mean_colour(torch.device("cpu"))
+    assert found.shape == (3, 1, 1) and found.dtype == torch.float32
+    assert ((low <= found) & (found < high)).all()
+
+
+@pytest.mark.parametrize("name", ["standard", "spos"])
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_result_has_the_format_asked_for(

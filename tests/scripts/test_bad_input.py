@@ -418,6 +418,20 @@ CASES = {
     "more parts than images": Case(
         "scratch", ("--accumulate 6", "between 1 and 3"), ("--batch-size", 3, "--accumulate", 6)
     ),
+    "square larger than the images": Case(
+        "supernet", ("--cutout 9", "between 0 and 8"), ("--cutout", 9)
+    ),
+    "square larger than the images, scratch": Case(
+        "scratch", ("--cutout 9", "between 0 and 8"), ("--cutout", 9)
+    ),
+    "architecture in place of a teacher": Case(
+        "scratch", ("--teacher arch.json", "no trained network", "export --hub-dir"),
+        ("--teacher", "arch.json"),
+    ),
+    "teacher of images with other preprocessing": Case(
+        "scratch", ("--teacher scratch/best.safetensors", "leave out --spos-preprocessing"),
+        ("--teacher", "scratch/best.safetensors", "--spos-preprocessing"),
+    ),
     "negative seed": Case("scratch", ("seed -1",), ("--seed", -1)),
 }  # fmt: skip
 

@@ -85,7 +85,8 @@ def test_search_in_one_process_scores_as_the_tester(workspace, tiny_spaces, tmp_
 def test_network_from_scratch_scores_on_a_cpu_what_was_reported(
     workspace, tiny_spaces, device, amp
 ):
-    finished = workspace.scratch("--device", device, "--amp", amp, run="on_device")
+    words = ("--mixup", 0.2, "--cutout", 2, "--teacher", "scratch/best.safetensors")
+    finished = workspace.scratch("--device", device, "--amp", amp, *words, run="on_device")
     assert finished.status == 0, finished.stderr
     network = spos.load_subnet(workspace.folder / "on_device" / "best.safetensors")
     loader = build_loader(

@@ -23,7 +23,7 @@ from spos.data.loader import build_loader
 from spos.errors import CheckpointError
 from spos.evaluation.accuracy import measure_accuracy
 from spos.evaluation.evaluator import ImageBatches
-from spos.files import read_json
+from spos.files import digest, read_json
 from spos.spaces import SPACES
 from spos.subnet import save_subnet
 from spos.training import parallel
@@ -149,6 +149,23 @@ def test_repeated_command_writes_the_same_weights(workspace, tiny_spaces):
     assert {name: (run / name).read_bytes() for name in kept} == before
     again = spos.load_subnet(run / "best.safetensors").state_dict()
     assert_identical(dict(again), dict(weights))
+
+
+def test_teacher_and_what_is_done_to_images_belong_to_the_run(workspace):
+    extras = ("--mixup", 0.2, "--mixup-off-epochs", 1, "--cutout", 3, "--epochs", 2)
+    words = (*extras, "--teacher", "scratch/best.safetensors")
+    for expected in ("taught by", "continuing"):
+        finished = workspace.scratch(*words, run="taught")
+        assert finished.status == 0, finished.stderr
+        assert expected in finished.stderr
+    config = read_json(workspace.folder / "taught" / "args.json")["config"]
+    assert config["teacher"] == digest(workspace.folder / "scratch" / "best.safetensors")
+    assert (config["teacher_weight"], config["temperature"]) == (0.5, 4)
+    assert (config["mixup"], config["mixup_off_epochs"], config["cutout"]) == (0.2, 1, 3)
+    refused = workspace.scratch(*extras, "--teacher", "taught/best.safetensors", run="taught")
+    assert refused.status == 2 and "teacher was" in refused.stderr
+    plain = read_json(workspace.folder / "scratch" / "args.json")["config"]
+    assert {"teacher", "teacher_weight", "temperature", "mixup", "cutout"}.isdisjoint(plain)
 
 
 @pytest.mark.slow

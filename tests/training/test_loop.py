@@ -23,6 +23,7 @@ from spos.files import read_journal
 from spos.spaces import build_space, build_subnet
 from spos.supernet import Supernet
 from spos.training.checkpoint import latest_checkpoint, load_checkpoint
+from spos.training.distillation import Teacher
 from spos.training.loop import MAX_SKIPPED_UPDATES, Stopped, Training, TrainingError
 from spos.training.recipe import Recipe
 from spos.training.run_folder import RunFolder, RunSettings
@@ -96,9 +97,11 @@ def make_training(
     before=None,
     spoil=None,
     scratch: bool = False,
+    taught: bool = False,
     **changes,
 ) -> Training:
     recipe = RECIPE.replace(changes)
+    teacher = Teacher(make_teacher(), "", weight=0.7) if taught else None
     torch.manual_seed(recipe.seed)
     table = build_cost_table(space, options=OPTIONS)
     ranges = [Constraint("macs", 8_000, 40_000)] if sampler == "strolling" else []
@@ -134,7 +137,14 @@ def make_training(
         sampler=None if scratch else watch(paths, before or (lambda step: None)),
         validate=validate,
         save_every=save_every,
+        teacher=teacher,
     )
+
+
+def make_teacher() -> torch.nn.Module:
+    torch.manual_seed(8)
+    arch = Architecture(TINY, OPTIONS, {"layer_1": "k3", "layer_2": "k1", "layer_3": "k5"})
+    return build_subnet(arch).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +254,43 @@ def test_stopped_run_with_mixed_precision_continues_to_the_bit(tmp_path, images,
         fit(tmp_path, images, before=send(signal.SIGUSR1, at=7), amp=amp)
     assert_identical(fit(tmp_path, images, amp=amp).state, reference(amp=amp).state)
     assert reference(amp=amp).state["scaler"].keys() == reference(amp=amp).state["scaler"].keys()
+
+
+EXTRAS = [
+    {"mixup": 0.4, "mixup_off_epochs": 1},
+    {"cutout": 4},
+    {"taught": True},
+    {"mixup": 1.0, "cutout": 3, "taught": True, "accumulate": 4, "amp": "fp16"},
+]
+
+
+@pytest.mark.parametrize("extra", EXTRAS, ids=" ".join)
+@pytest.mark.parametrize("stop_after", [6, 8, 13])
+def test_stopped_run_with_extras_continues_to_the_bit(
+    tmp_path, images, reference, stop_after, extra
+):
+    stop = send(signal.SIGTERM, at=stop_after - 1)
+    with pytest.raises(Stopped):
+        fit(tmp_path, images, before=stop, **extra)
+    resumed = fit(tmp_path, images, workers=2, **extra)
+    whole = reference(**extra)
+    assert_identical(resumed.state, whole.state)
+    assert resumed.measured() == whole.measured()
+
+
+@pytest.mark.parametrize("extra", EXTRAS[:3], ids=" ".join)
+def test_extras_change_what_is_learned(reference, extra):
+    plain, other = reference().state["network"], reference(**extra).state["network"]
+    assert not torch.equal(plain["classifier.weight"], other["classifier.weight"])
+
+
+def test_teacher_stays_as_it_is(tmp_path, images):
+    training = make_training(tmp_path, images, taught=True)
+    training.fit()
+    training.run.close()
+    assert training.teacher is not None
+    assert_identical(dict(training.teacher.network.state_dict()), dict(make_teacher().state_dict()))
+    assert not training.teacher.network.training
 
 
 def test_stopped_run_of_searched_widths_continues_to_the_bit(tmp_path, images, reference):
@@ -383,21 +430,24 @@ class Recorder(torch.nn.Module):
         return self.linear(x.flatten(1))
 
 
+@pytest.mark.parametrize("extra", [{}, {"mixup": 1.0, "cutout": 4, "taught": True}], ids=len)
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 @pytest.mark.parametrize("clip_norm", [0.0, 0.5])
 @pytest.mark.parametrize("parts, sizes", [(2, [3, 3]), (4, [2, 2, 1, 1]), (6, [1] * 6)])
 def test_parts_of_a_step_make_the_update_of_the_whole(
-    tmp_path, images, parts, sizes, clip_norm, amp
+    tmp_path, images, parts, sizes, clip_norm, amp, extra
 ):
     found = []
     for accumulate in (1, parts):
-        training = make_training(tmp_path / str(accumulate), images, scratch=True,
-                                 accumulate=accumulate, amp=amp, clip_norm=clip_norm)  # fmt: skip
+        training = make_training(
+            tmp_path / str(accumulate), images, scratch=True,
+            accumulate=accumulate, amp=amp, clip_norm=clip_norm, **extra,
+        )  # fmt: skip
         torch.manual_seed(0)
         network = Recorder()
         trained = Training(
             network, training.recipe, loader=training.loader, run=training.run,
-            preprocessing=training.preprocessing, device=training.device,
+            preprocessing=training.preprocessing, device=training.device, teacher=training.teacher,
         )  # fmt: skip
         trained.fit()
         training.run.close()

@@ -200,7 +200,7 @@ def test_single_process_reduces_nothing():
     assert not parallel.any_rank(False, torch.device("cpu"))
 
 
-def test_batch_that_ranks_cannot_share_is_refused(images, monkeypatch):
+def test_batch_that_ranks_cannot_share_is_refused(monkeypatch):
     from spos.training import inputs
 
     given = inputs.Inputs(
@@ -210,7 +210,7 @@ def test_batch_that_ranks_cannot_share_is_refused(images, monkeypatch):
     )  # fmt: skip
     monkeypatch.setattr(inputs, "world_size", lambda: 4)
     with pytest.raises(ConfigError, match="--batch-size 6: cannot be divided between 4 processes"):
-        given.training_loader(images, RECIPE)
+        given.checked(RECIPE)
 
 
 # --- devices -----------------------------------------------------------------------------------

@@ -50,6 +50,12 @@ def test_recipe_of_warmup_alone_has_a_rate_at_every_step():
     assert [recipe.lr_at(step, 4) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
+def test_last_epochs_mix_nothing():
+    recipe = RECIPE.replace({"mixup": 0.2, "mixup_off_epochs": 3})
+    assert [recipe.mixup_at(step, 4) for step in range(41)] == [0.2] * 28 + [0.0] * 13
+    assert [RECIPE.mixup_at(step, 4) for step in (0, 39)] == [0, 0]
+
+
 # --- few images ------------------------------------------------------------------------------
 
 
@@ -57,8 +63,8 @@ def test_recipe_of_warmup_alone_has_a_rate_at_every_step():
     ("kind", "number", "batch_size"),
     [
         ("imagenet", 1_231_167, 1024), ("imagenet", 40_960, 1024), ("imagenet", 40_959, 512),
-        ("imagenet", 5_000, 64), ("imagenet", 800, 16), ("imagenet", 20, 16), ("small", 45_000, 128),
-        ("small", 1_500, 32), ("digits", 1_247, 16),
+        ("imagenet", 5_000, 64), ("imagenet", 800, 16), ("imagenet", 20, 16),
+        ("small", 45_000, 128), ("small", 1_500, 32), ("digits", 1_247, 16),
     ],
 )  # fmt: skip
 def test_few_images_come_in_small_batches(kind, number, batch_size):
@@ -86,6 +92,11 @@ def test_few_images_come_in_small_batches(kind, number, batch_size):
         ("weight_decay", -1e-5),
         ("weight_decay", math.nan),
         ("label_smoothing", 1.1),
+        ("mixup", -0.1),
+        ("mixup", math.inf),
+        ("mixup_off_epochs", 11),
+        ("mixup_off_epochs", 1),  # of epochs that mix nothing
+        ("cutout", -1),
         ("clip_norm", -1),
         ("schedule", "step"),
         ("amp", "fp8"),
@@ -141,18 +152,21 @@ def test_every_field_has_a_flag_that_sets_it():
     flags = {
         "epochs": 7, "batch_size": 3, "accumulate": 2, "lr": 0.25, "schedule": "cosine",
         "warmup_epochs": 2.5, "momentum": 0.5, "weight_decay": 0.125, "label_smoothing": 0.0,
-        "clip_norm": 4.0, "amp": "bf16", "seed": 9,
+        "mixup": 0.2, "mixup_off_epochs": 3, "cutout": 5, "clip_norm": 4.0, "amp": "bf16",
+        "seed": 9,
     }  # fmt: skip
     assert set(flags) == set(RECIPE_FLAGS) == set(vars(RECIPE))
     words = [word for k, v in flags.items() for word in (f"--{k.replace('_', '-')}", str(v))]
     assert vars(fit(RECIPE, *words)) == flags
 
 
-def test_settings_name_parts_only_where_there_are_some():
-    """Or runs of earlier versions, which know nothing of them, could not be continued."""
-    assert "accumulate" not in RECIPE.config()
-    divided = RECIPE.replace({"accumulate": 2}).config()
-    assert divided == {**RECIPE.config(), "accumulate": 2} == vars(RECIPE) | {"accumulate": 2}
+@pytest.mark.parametrize("used", [{"accumulate": 2}, {"mixup": 0.2}, {"cutout": 4},
+                                  {"mixup": 0.2, "mixup_off_epochs": 3}])  # fmt: skip
+def test_settings_name_what_is_new_only_where_it_is_used(used):
+    """Or runs of earlier versions, which know nothing of it, could not be continued."""
+    newer = {"accumulate", "mixup", "mixup_off_epochs", "cutout"}
+    assert set(RECIPE.config()) == set(vars(RECIPE)) - newer
+    assert RECIPE.replace(used).config() == RECIPE.config() | used
 
 
 def test_rate_follows_the_batch_unless_given():
