@@ -31,7 +31,6 @@ from spos.evaluation.evaluator import ImageBatches
 from spos.spaces import build_subnet, load_space_class, space_spec
 from spos.subnet import load_subnet, save_subnet
 from spos.training.flags import (
-    RECIPE_FLAGS,
     add_data_flags,
     add_recipe_flags,
     add_run_flags,
@@ -91,7 +90,7 @@ def fit_architecture(arch: Architecture, inputs: Inputs, options: dict) -> Archi
 
 def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
     usual = inputs.preset.scratch.for_images(len(inputs.data.train))
-    recipe = inputs.checked(fit_recipe(usual, args, RECIPE_FLAGS))
+    recipe = inputs.checked(fit_recipe(usual, args))
     start = find_start(args, inputs, seed=recipe.seed)
     given = read_subnet_start(start, arch) if start else None
     teacher = find_teacher(args, inputs)

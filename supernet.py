@@ -32,7 +32,6 @@ from spos.flag_values import not_negative, positive
 from spos.spaces import build_space, load_space_class
 from spos.supernet import Supernet
 from spos.training.flags import (
-    RECIPE_FLAGS,
     add_data_flags,
     add_recipe_flags,
     add_run_flags,
@@ -106,8 +105,7 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     per_class = args.held_out_per_class or inputs.preset.held_out_per_class
     split = open_split(inputs.data, inputs.data.train.root.parent, per_class=per_class)
     training, _ = apply_split(inputs.data.train, split)
-    usual = inputs.preset.supernet.for_images(len(training))
-    recipe = inputs.checked(fit_recipe(usual, args, RECIPE_FLAGS))
+    recipe = inputs.checked(fit_recipe(inputs.preset.supernet.for_images(len(training)), args))
     options = inputs.space_options(parse_options(args.space_options))
     start = find_start(args, inputs, seed=recipe.seed)
     given = read_supernet_start(start, space=args.space, options=options) if start else None

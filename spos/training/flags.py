@@ -14,24 +14,6 @@ from spos.files import parse_json
 from spos.flag_values import not_negative, positive
 from spos.training.recipe import AMP_MODES, SCHEDULES
 
-RECIPE_FLAGS = (
-    "epochs",
-    "batch_size",
-    "accumulate",
-    "lr",
-    "schedule",
-    "warmup_epochs",
-    "momentum",
-    "weight_decay",
-    "label_smoothing",
-    "mixup",
-    "mixup_off_epochs",
-    "cutout",
-    "clip_norm",
-    "amp",
-    "seed",
-)
-
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Flags on images and how they are prepared."""

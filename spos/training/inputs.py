@@ -6,6 +6,7 @@ Imports `spos.data`, `spos.errors`, `spos.training.parallel`, `spos.training.rec
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import importlib.util
 import logging
@@ -250,8 +251,8 @@ def split_id(split: Split) -> str:
     return hashlib.sha256("\n".join(split.held_out).encode()).hexdigest()[:12]
 
 
-def fit_recipe(recipe: Recipe, args: argparse.Namespace, names: tuple[str, ...]) -> Recipe:
-    """``recipe`` with the given flags.
+def fit_recipe(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    """``recipe`` with the given flags, which are named as its fields are.
 
     Unless they are given, the learning rate follows the batch size, and no more than a tenth of
     the epochs warm up.
@@ -259,7 +260,7 @@ def fit_recipe(recipe: Recipe, args: argparse.Namespace, names: tuple[str, ...])
     Raises:
         ConfigError: naming the flag that is out of range.
     """
-    changes = {name: getattr(args, name) for name in names}
+    changes = {each.name: getattr(args, each.name) for each in dataclasses.fields(recipe)}
     if args.batch_size:
         recipe = recipe.with_batch_size(args.batch_size)
     if args.warmup_epochs is None:

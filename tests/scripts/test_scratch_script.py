@@ -140,13 +140,16 @@ def test_sample_of_nni_is_an_architecture_too(workspace):
 
 def test_repeated_command_writes_the_same_weights(workspace, tiny_spaces):
     run = workspace.folder / "scratch"
-    kept = ("args.json", "metrics.jsonl", "checkpoints/step_00000024.pt")
+    kept = ("metrics.jsonl", "checkpoints/step_00000024.pt")
     before = {name: (run / name).read_bytes() for name in kept}
+    settings = read_json(run / "args.json")
     weights = spos.load_subnet(run / "best.safetensors").state_dict()
     (run / "best.safetensors").unlink()
     finished = workspace.scratch()
     assert finished.status == 0, finished.stderr
     assert {name: (run / name).read_bytes() for name in kept} == before
+    settings["runtime"]["data_dir"] = str((workspace.folder / "data").resolve())  # this copy's
+    assert read_json(run / "args.json") == settings
     again = spos.load_subnet(run / "best.safetensors").state_dict()
     assert_identical(dict(again), dict(weights))
 

@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from spos.errors import ConfigError
-from spos.training.flags import RECIPE_FLAGS, add_recipe_flags, parse_options
+from spos.training.flags import add_recipe_flags, parse_options
 from spos.training.inputs import fit_recipe
 from spos.training.recipe import PRESETS, Recipe, decay_groups
 
@@ -137,7 +137,7 @@ def test_only_kernels_and_matrices_decay():
 def fit(recipe: Recipe, *flags: str) -> Recipe:
     parser = argparse.ArgumentParser()
     add_recipe_flags(parser)
-    return fit_recipe(recipe, parser.parse_args(flags), RECIPE_FLAGS)
+    return fit_recipe(recipe, parser.parse_args(flags))
 
 
 def test_no_flags_leave_the_recipe_as_it_is():
@@ -155,7 +155,7 @@ def test_every_field_has_a_flag_that_sets_it():
         "mixup": 0.2, "mixup_off_epochs": 3, "cutout": 5, "clip_norm": 4.0, "amp": "bf16",
         "seed": 9,
     }  # fmt: skip
-    assert set(flags) == set(RECIPE_FLAGS) == set(vars(RECIPE))
+    assert set(flags) == set(vars(RECIPE))
     words = [word for k, v in flags.items() for word in (f"--{k.replace('_', '-')}", str(v))]
     assert vars(fit(RECIPE, *words)) == flags
 
