@@ -22,7 +22,12 @@ import torch
 from spos.convert.start import add_weights_flags, find_start, read_supernet_start
 from spos.convert.weights import ConvertedWeights
 from spos.cost.counting import build_cost_table
-from spos.cost.table import Constraint, CostTable, parse_constraint_flags
+from spos.cost.table import (
+    Constraint,
+    CostTable,
+    parse_constraint_flags,
+    write_constraint_flag,
+)
 from spos.data.folder import ImageSet
 from spos.data.split import apply_split, save_split
 from spos.errors import run_main
@@ -42,7 +47,7 @@ from spos.training.loop import Training
 from spos.training.parallel import process_group, rank, select_device
 from spos.training.recipe import Recipe
 from spos.training.run_folder import RunFolder, RunSettings, show_log
-from spos.training.samplers import SAMPLERS, build_sampler
+from spos.training.samplers import SAMPLERS, build_sampler, trained_ranges
 from spos.training.samplers.arguments import add_path_flags, parse_warmup
 from spos.training.samplers.protocol import PathSampler
 from spos.training.samplers.uniform import UniformSampler
@@ -52,6 +57,7 @@ from spos.training.shrinking import Shrinking, ShrinkPlan
 
 VAL_SEED = 2**32  # of the paths that validation measures; apart from the seeds people choose
 WHOLE_COSTS = "base/cost.json"  # of the space before it was shrunk
+SEARCH_LIMIT = 330_000_000  # MACs, in config_search.yml
 
 log = logging.getLogger("spos.supernet")
 
@@ -159,15 +165,23 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
         shrinking=shrinking,
     ).fit()
     if run.is_writer:
-        log.info("done: %s; next: %s", args.run_dir, search_command(args))
+        log.info("done: %s; next: %s", args.run_dir, search_command(args, config))
     run.close()
 
 
-def search_command(args: argparse.Namespace) -> str:
-    """What searches this run."""
+def search_command(args: argparse.Namespace, config: dict[str, Any]) -> str:
+    """What searches this run; with its own limits where the usual one leaves nothing trained."""
     words = ["python", "-m", "spos", "search", "start", "--run-dir", str(args.run_dir)]
-    is_own = ":" in args.space
-    return shlex.join([*words, "--space", args.space] if is_own else words)
+    if ":" in args.space:
+        words += ["--space", args.space]
+    table = CostTable.load(args.run_dir / "cost.json")  # what is left of a space that was shrunk
+    paths = Constraint("macs", *table.bounds())
+    for each in trained_ranges(config, table, source="the settings"):
+        if each.metric == "macs":
+            paths = each.intersect(paths) or paths
+    if paths.low > SEARCH_LIMIT:
+        words += ["--constraint", write_constraint_flag(paths)]
+    return shlex.join(words)
 
 
 def sampler_maker(

@@ -69,10 +69,16 @@ def write_search_space(args: argparse.Namespace, path: Path) -> None:
     """Write the search space as NNI wants it, and the cost table that the tuner wants beside it."""
     from spos.evaluation.build import open_supernet_run
     from spos.files import write_json
+    from spos.search.feasible import FeasibleSpace
+    from spos.search.trained import describe_limits
+    from spos.training.samplers import trained_ranges
 
     run = open_supernet_run(args.run_dir)
-    for constraint in parse_constraint_flags(args.constraint, flag="--constraint"):
-        constraint.check_reachable(run.table)
+    source = str(args.run_dir / "args.json")
+    run.table.trained = trained_ranges(run.settings.config, run.table, source=source)
+    if limits := parse_constraint_flags(args.constraint, flag="--constraint"):
+        remark = describe_limits(FeasibleSpace(run.table, limits), run.table.trained)
+        sys.stderr.write(f"{remark}\n" if remark else "")
     run.table.save(path.parent / "cost.json")
     write_json(path, run.spec.search_space())
     sys.stderr.write(f"wrote {path} and {path.parent / 'cost.json'}: {run.spec.space}, "

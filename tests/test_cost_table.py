@@ -15,8 +15,10 @@ from spos.cost.table import (
     Constraint,
     CostTable,
     Term,
+    parse_constraint_flags,
     parse_constraints,
     parse_quantity,
+    write_constraint_flag,
 )
 from spos.errors import ConstraintError
 
@@ -170,6 +172,35 @@ def test_save_and_load_keep_every_cost(tmp_path):
     assert list(table.spec.choices) == list(SPEC.choices)
     for choices in all_choices(SPEC):
         assert table.costs(choices) == TABLE.costs(choices)
+
+
+def test_trained_ranges_survive_the_file_and_further_metrics(tmp_path):
+    table = CostTable(TINY.spec, TINY.fixed, TINY.terms)
+    table.trained = (Constraint("macs", 3), Constraint("params", high=2.5))
+    table.save(tmp_path / "cost.json")
+    read = CostTable.load(tmp_path / "cost.json")
+    assert read.trained == table.trained
+    assert read.with_sum("both", {"macs": 2}).trained == table.trained
+    assert read.restrict({}).trained == table.trained
+
+
+@pytest.mark.parametrize(
+    ("constraint", "flag"),
+    [
+        (Constraint("macs", 290_000_000, 360_000_000), "macs=290M:360M"),
+        (Constraint("macs", 458_275_521.6, 850_323_422.4), "macs=458.3M:850.3M"),
+        (Constraint("params", high=3_500_000), "params=:3.5M"),
+        (Constraint("params", 0, 999), "params=0:999"),
+        (Constraint("macs", 1_000, 1_234_567_890), "macs=1K:1.234G"),
+        (Constraint("latency_ms", 12.3456), "latency_ms=12.35:"),
+        (Constraint("search_score", -0.000123456, 1.0), "search_score=-0.0001234:1"),
+        (Constraint("macs", 123_456, 123_459), "macs=123456:123459"),
+    ],
+)
+def test_constraint_is_written_as_a_flag_that_means_no_more(constraint, flag):
+    assert write_constraint_flag(constraint) == flag
+    (read,) = parse_constraint_flags([flag], flag="--constraint")
+    assert read.intersect(constraint) == read
 
 
 def test_missing_table_is_our_error(tmp_path):

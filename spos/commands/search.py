@@ -15,7 +15,9 @@ from typing import Any
 
 from spos.architecture import load_architecture, save_architecture
 from spos.commands import search_run
+from spos.cost.table import parse_constraint_flags, write_constraints
 from spos.errors import SearchError
+from spos.search.arguments import METHODS
 from spos.search.experiment import Changes, check_port, prepare_experiment
 from spos.search.launch import (
     RunningExperiment,
@@ -25,6 +27,7 @@ from spos.search.launch import (
     start_experiment,
     stop_experiment,
 )
+from spos.search.objective import parse_objective_flags
 from spos.search.record import read_progress
 from spos.search.results import BEST, FRONT, JOURNAL, RUN_FOLDER, Entry, read_entries, read_front
 from spos.search.watch import watch_experiment
@@ -52,7 +55,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--rounds", type=int, help="number of rounds (tuner.classArgs.rounds)")
         action.add_argument("--population", type=int, help="candidates of a round")
         action.add_argument("--seed", type=int, help="of the search")
-        action.add_argument("--max-macs", help="upper limit of multiply-adds, such as 330M")
+        action.add_argument(
+            "--constraint", action="append", metavar="METRIC=LOW:HIGH",
+            help="limits of macs, params or another cost of cost.json, such as macs=290M:330M or "
+            "latency_ms=:12, in place of the file's on that cost; may be repeated",
+        )  # fmt: skip
+        action.add_argument(
+            "--searcher", choices=METHODS,
+            help="in place of the file's, whose settings count as far as it has them",
+        )  # fmt: skip
+        action.add_argument(
+            "--objective", action="append", metavar="METRIC[=WEIGHT]",
+            help="a metric to maximize, such as top1; repeated, such as macs=-1e-10, their sum",
+        )  # fmt: skip
     search_run.configure(run)
     run.set_defaults(run=_run)
     resume = actions.add_parser("resume", help="continue a search that was stopped or killed")
@@ -87,6 +102,8 @@ def _start(args: argparse.Namespace) -> int:
         args.experiments_dir,
     )
     prepared = prepare_experiment(args.config, changes)
+    if prepared.remark:
+        print(prepared.remark, flush=True)
     return _guarded(lambda: start_experiment(prepared.config, port=args.port), prepared.num_planned)
 
 
@@ -100,11 +117,15 @@ def _class_args(args: argparse.Namespace) -> dict[str, Any]:
     """The tuner's arguments that were given as flags."""
     class_args: dict[str, Any] = {
         name: value
-        for name in ("rounds", "population", "seed")
+        for name in ("rounds", "population", "seed", "searcher")
         if (value := getattr(args, name)) is not None
     }
-    if args.max_macs is not None:
-        class_args["constraints"] = {"macs": args.max_macs}
+    if args.constraint:
+        limits = parse_constraint_flags(args.constraint, flag="--constraint")
+        class_args["constraints"] = write_constraints(limits)
+    if args.objective:
+        objective = parse_objective_flags(args.objective, flag="--objective")
+        class_args["objective"] = dict(objective.weights)
     return class_args
 
 

@@ -1,7 +1,7 @@
 """`python -m spos search run`: an architecture search without NNI's server.
 
-Imports the search side and `spos.evaluation.settings`; torch when it evaluates, which is in a
-process of its own where a candidate's time is limited.
+Imports the search side, `spos.evaluation.settings` and what reads a run's settings; torch when it
+evaluates, which is in a process of its own where a candidate's time is limited.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,11 @@ from spos.search.arguments import (
 from spos.search.limited import LimitedEvaluation, serve
 from spos.search.local import run_search
 from spos.search.record import SearchRecord
-from spos.search.results import RUN_FOLDER, read_entries
+from spos.search.results import RUN_FOLDER, STATE_FILE, read_entries
+from spos.search.trained import describe_limits
 from spos.search.watch import StatusLine, describe_progress
+from spos.training.run_folder import read_settings
+from spos.training.samplers import trained_ranges
 
 MAX_CONFIG_BYTES = 2**20
 TUNERS_MODULE = "spos.search.tuner"
@@ -60,10 +63,15 @@ def run_locally(args: argparse.Namespace, class_args: dict[str, Any]) -> SearchR
         SposError: if a setting is wrong, the supernet is not there or the search cannot go on.
     """
     arguments = {
-        **change_arguments(read_arguments(args.config), class_args),
+        **read_arguments(args.config, class_args),
         "cost_table": str((args.run_dir / "cost.json").resolve()),
     }
     search = build_search(ExperimentPaths(Path.cwd()), **arguments)
+    if not (args.output_dir / STATE_FILE).exists():  # else it goes on as it began
+        config, source = read_settings(args.run_dir, stage="supernet").config, args.run_dir
+        trained = trained_ranges(config, search.space.table, source=f"{source}/args.json")
+        if remark := describe_limits(search.space, trained):
+            print(remark, flush=True)
     line = StatusLine()
 
     def progress() -> None:
@@ -77,8 +85,8 @@ def run_locally(args: argparse.Namespace, class_args: dict[str, Any]) -> SearchR
     return record
 
 
-def read_arguments(path: Path) -> dict[str, Any]:
-    """The arguments of `SearchTuner` in an experiment's configuration.
+def read_arguments(path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `SearchTuner` in an experiment's configuration, with what flags replace.
 
     Raises:
         ConfigError: if the file cannot be read or names another tuner than ours.
@@ -101,7 +109,7 @@ def read_arguments(path: Path) -> dict[str, Any]:
             f"{TUNERS_MODULE} run, with an object of classArgs"
         )
     try:
-        arguments = complete_arguments(short_name, arguments)
+        arguments = complete_arguments(short_name, change_arguments(arguments, changes))
     except ConfigError as problem:
         raise ConfigError(f"{path}: tuner.classArgs: {problem}") from None
     if isinstance(arguments.get("fixed_arc"), str):  # relative to codeDirectory, as under NNI

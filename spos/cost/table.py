@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ class CostTable:
         self.terms = tuple(terms)
         self.metrics = tuple(self.fixed)
         self.sums: dict[str, dict[str, float]] = {}  # of metrics that `with_sum` added: weights
+        self.trained: tuple[Constraint, ...] = ()  # of a supernet's paths, beside a search space
         labels = [label for term in self.terms for label in term.labels]
         self.is_separable = len(labels) == len(set(labels))
         self._rows = {metric: [self._row(term, metric) for term in terms] for metric in fixed}
@@ -130,7 +132,9 @@ class CostTable:
         }
         terms = [_restrict(term, self.spec, part) for term in self.terms]
         spec = SearchSpec(self.spec.space, self.spec.options, part)
-        return CostTable(spec, self.fixed, terms, measured=self.measured)
+        table = CostTable(spec, self.fixed, terms, measured=self.measured)
+        table.trained = self.trained
+        return table
 
     def with_measured(self, other: CostTable) -> CostTable:
         """This table with what was measured for ``other``, the table of the same space or a part.
@@ -162,7 +166,7 @@ class CostTable:
             sums = tuple(map(sum, zip(*columns, strict=True)))
             terms.append(Term(term.labels, {**term.costs, metric: sums}, term.spreads))
         table = CostTable(self.spec, {**self.fixed, metric: fixed}, terms, measured=self.measured)
-        table.sums = {**self.sums, metric: dict(weights)}
+        table.sums, table.trained = {**self.sums, metric: dict(weights)}, self.trained
         return table
 
     def save(self, path: Path | str) -> None:
@@ -178,6 +182,8 @@ class CostTable:
         }
         if self.measured:
             value["measured"] = self.measured
+        if self.trained:
+            value["trained"] = write_constraints(self.trained)
         write_json(path, value)
 
     @classmethod
@@ -196,6 +202,7 @@ class CostTable:
             fixed = {str(metric): _number(cost) for metric, cost in value["fixed"].items()}
             terms = [_term(entry, spec, fixed) for entry in value["terms"]]
             measured = _measured(value.get("measured", {}), fixed)
+            trained = parse_constraints(value.get("trained", {}), source=f"{path}: trained")
         except (KeyError, TypeError, AttributeError, ValueError) as problem:
             if isinstance(problem, SposError):
                 raise
@@ -203,7 +210,9 @@ class CostTable:
                 f"{path}: is not a cost table ({type(problem).__name__}: {problem}); "
                 'generate it again with `nnictl ss_gen -t "python tester.py"`'
             ) from None
-        return cls(spec, fixed, terms, measured=measured)
+        table = cls(spec, fixed, terms, measured=measured)
+        table.trained = trained
+        return table
 
     def _known(self, metric: str) -> str:
         if metric not in self.fixed:
@@ -237,6 +246,11 @@ class Constraint:
     def allows(self, table: CostTable, choices: Choices) -> bool:
         """Whether an architecture's cost lies within the bounds."""
         return self.low <= table.cost(choices, self.metric) <= self.high
+
+    def intersect(self, other: Constraint) -> Constraint | None:
+        """The bounds that both have of the same cost; None if no cost is within both."""
+        low, high = max(self.low, other.low), min(self.high, other.high)
+        return Constraint(self.metric, low, high) if low <= high else None
 
     def check_reachable(self, table: CostTable) -> None:
         """Refuse bounds that no architecture of the space can meet.
@@ -325,6 +339,28 @@ def parse_constraint_flags(texts: Sequence[str], *, flag: str) -> tuple[Constrai
         low, colon, high = value.partition(":")
         bounds[metric] = [low or None, high or None] if colon else value
     return parse_constraints(bounds, source=flag)
+
+
+def write_constraint_flag(constraint: Constraint) -> str:
+    """A constraint as `parse_constraint_flags` reads it, such as ``macs=290M:360M``.
+
+    Bounds are rounded inwards to four digits, but where nothing would be left between them.
+    """
+    low = Context(prec=4, rounding=ROUND_CEILING).create_decimal(constraint.low)
+    high = Context(prec=4, rounding=ROUND_FLOOR).create_decimal(constraint.high)
+    if low > high:
+        return f"{constraint.metric}={constraint.low}:{constraint.high}"
+    return f"{constraint.metric}={_quantity(low)}:{_quantity(high)}"
+
+
+def _quantity(number: Decimal) -> str:
+    """The inverse of `parse_quantity`; nothing for an infinite bound."""
+    if not number.is_finite():
+        return ""
+    for exponent, letter in ((9, "G"), (6, "M"), (3, "K")):
+        if abs(number) >= 10**exponent:
+            return f"{number.scaleb(-exponent).normalize():f}{letter}"
+    return f"{number.normalize():f}"
 
 
 def find_violation(

@@ -38,6 +38,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "pareto": ParetoEvolution,
     "two_stage": TwoStage,
 }
+DEFAULT_SEARCHER = "evolution"
 # name in `spos.search.tuner` -> the searcher that it has; None: the one that classArgs name
 TUNERS = {
     "SearchTuner": None,
@@ -108,12 +109,24 @@ def complete_arguments(tuner: str, arguments: Mapping[str, Any]) -> dict[str, An
 
 
 def change_arguments(arguments: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``arguments`` with those that flags replace; constraints on other metrics stay."""
+    """``arguments`` with those that flags replace.
+
+    Constraints on other metrics stay; settings that only the replaced searcher has go.
+    """
+    if "searcher" in changes:
+        old = _settings(arguments.get("searcher", DEFAULT_SEARCHER))
+        foreign = old - _settings(changes["searcher"])
+        arguments = {name: value for name, value in arguments.items() if name not in foreign}
     changed = {**arguments, **changes}
     old, new = arguments.get("constraints"), changes.get("constraints")
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         changed["constraints"] = {**old, **new}
     return changed
+
+
+def _settings(searcher: Any) -> set[str]:
+    method = METHODS.get(str(searcher))
+    return set(inspect.signature(method).parameters) if method else set()
 
 
 def build_method(name: str, settings: Mapping[str, Any]) -> Method:
@@ -136,7 +149,7 @@ def build_method(name: str, settings: Mapping[str, Any]) -> Method:
 
 
 def build_search(
-    paths: ExperimentPaths, *, searcher: str = "evolution", **arguments: Any
+    paths: ExperimentPaths, *, searcher: str = DEFAULT_SEARCHER, **arguments: Any
 ) -> Search:
     """The search that a tuner's ``classArgs`` describe.
 

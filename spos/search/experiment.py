@@ -24,6 +24,8 @@ from spos.errors import ConfigError, SposError
 from spos.files import read_bytes
 from spos.search.arguments import ExperimentPaths, change_arguments
 from spos.search.generate import generate_search_space
+from spos.search.searcher import Search
+from spos.search.trained import describe_limits
 
 MAX_CONFIG_BYTES = 2**20
 _INTERPRETER = re.compile(r"^(\s*(?:exec\s+)?)python3?(?=\s)")
@@ -55,10 +57,12 @@ class Experiment:
     Attributes:
         config: the configuration in NNI's canonical form, all paths absolute.
         num_planned: candidates that the search evaluates; None for a tuner that does not say.
+        remark: what `describe_limits` says of it.
     """
 
     config: Mapping[str, Any]
     num_planned: int | None
+    remark: str = ""
 
 
 def prepare_experiment(path: Path, changes: Changes) -> Experiment:
@@ -66,19 +70,27 @@ def prepare_experiment(path: Path, changes: Changes) -> Experiment:
 
     Raises:
         ConfigError: naming the file, the key and what is expected.
-        ConstraintError: if a constraint cannot be met, or the cost table is not usable.
+        ConstraintError: if a constraint cannot be met, leaves nothing that the supernet was trained
+            on, or the cost table is not usable.
     """
     config = _load(path)
     _apply(config, changes)
     folder = path.parent.resolve()
     _check_basics(config, folder, path)
     tuner = _resolve_tuner(config, folder, path)
+    if tuner is None and changes.class_args:
+        raise ConfigError(
+            f"{path}: its tuner is NNI's own {config.tuner.name}, which takes none of these flags: "
+            f"{', '.join(changes.class_args)}; write its settings into tuner.classArgs, and limits "
+            "into trialCommand (tester.py --constraint)"
+        )
     _generate(config, folder)
     canonical = _canonical(config, path)
-    num_planned = _check_tuner(tuner, canonical, path) if tuner else None
+    search, remark = _check_tuner(tuner, canonical, path) if tuner else (None, "")
+    num_planned = search.num_planned if search else None
     _check_budget(canonical, num_planned, bool(changes.class_args), path)
     _check_gpus(canonical, path)
-    return Experiment(canonical, num_planned)
+    return Experiment(canonical, num_planned, remark)
 
 
 def check_port(port: int) -> None:
@@ -232,8 +244,8 @@ def _canonical(config: Any, path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: NNI refuses it ({reason})") from None
 
 
-def _check_tuner(tuner: Any, config: Mapping[str, Any], path: Path) -> int | None:
-    """Check ``classArgs``; how many candidates the tuner will want evaluated, if it says."""
+def _check_tuner(tuner: Any, config: Mapping[str, Any], path: Path) -> tuple[Search | None, str]:
+    """Check ``classArgs``; the search that they describe, if it is ours, and `describe_limits`."""
     arguments = config["tuner"].get("classArgs") or {}
     try:
         inspect.signature(tuner).bind(**arguments)
@@ -242,10 +254,11 @@ def _check_tuner(tuner: Any, config: Mapping[str, Any], path: Path) -> int | Non
         raise ConfigError(f"{path}: tuner.classArgs: {problem}; expected some of {known}") from None
     check = getattr(tuner, "check_arguments", None)
     if check is None:
-        return None
+        return None, ""
     paths = ExperimentPaths(Path(config["tuner"]["codeDirectory"]), Path(config["searchSpaceFile"]))
     try:
-        return check(arguments, paths=paths)
+        search: Search = check(arguments, paths=paths)
+        return search, describe_limits(search.space, search.space.table.trained)
     except SposError as problem:
         raise type(problem)(f"{path}: tuner.classArgs: {problem}") from None
 

@@ -5,7 +5,7 @@ Imports `spos.cost.table` and `spos.errors`; never torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,26 +50,42 @@ class Objective:
         return sum(weight * metrics[name] for name, weight in self.weights.items())
 
 
-def parse_objective(value: Any) -> Objective:
+def parse_objective(value: Any, *, source: str = "objective") -> Objective:
     """An objective from a metric's name, or a mapping of metric to weight; None: the score.
 
     Raises:
-        ConfigError: if it is none of these.
+        ConfigError: naming ``source`` if it is none of these.
     """
     if value is None:
         return Objective()
     weights = {value: 1} if isinstance(value, str) else value
     if not isinstance(weights, Mapping) or not weights:
         raise ConfigError(
-            f"objective is {value!r}, expected a metric's name such as top1, or weights such as "
+            f"{source} is {value!r}, expected a metric's name such as top1, or weights such as "
             "{top1: 1, macs: -1e-10}"
         )
     try:
         return Objective(
             {
-                str(metric): parse_quantity(weight, source=f"objective: {metric}")
+                str(metric): parse_quantity(weight, source=f"{source}: {metric}")
                 for metric, weight in weights.items()
             }
         )
     except ConstraintError as problem:
         raise ConfigError(str(problem)) from None
+
+
+def parse_objective_flags(texts: Sequence[str], *, flag: str) -> Objective:
+    """An objective from a repeated flag: ``top1`` and ``macs=-1e-10``; without a weight it is 1.
+
+    Raises:
+        ConfigError: naming the flag and what is wrong.
+    """
+    weights: dict[str, Any] = {}
+    for text in texts:
+        metric, equals, weight = text.partition("=")
+        if not metric or metric in weights:
+            expected = "each metric once" if metric else "METRIC=WEIGHT or METRIC"
+            raise ConfigError(f"{flag} {text}: expected {expected}, as in macs=-1e-10")
+        weights[metric] = weight if equals else 1
+    return parse_objective(weights, source=flag)

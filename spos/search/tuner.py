@@ -39,12 +39,14 @@ import psutil
 from nni.tuner import Tuner
 
 from spos.architecture import Choices
-from spos.errors import SearchError, SposError
+from spos.errors import ConstraintError, SearchError, SposError
 from spos.search.arguments import ExperimentPaths, build_search, complete_arguments
-from spos.search.feasible import check_search_space
+from spos.search.feasible import FeasibleSpace, check_search_space
 from spos.search.nni_server import NniServer
 from spos.search.record import Result, SearchRecord, read_result
 from spos.search.results import STATE_FILE
+from spos.search.searcher import Search
+from spos.search.trained import describe_limits
 
 PAIRED_VARIABLE = "SPOS_PAIRED_TRIALS"  # "1" where the preload gives each trial its own parameters
 POLL_SECONDS = 2.0
@@ -83,6 +85,7 @@ class SearchTuner(Tuner):
         state_path = Path(os.environ.get("NNI_CHECKPOINT_DIRECTORY", ".")) / STATE_FILE
         self._record = SearchRecord(search, folder=Path.cwd(), state_path=state_path)
         self._search, self._spec = search, search.space.spec
+        _log_limits(search.space)
         self._is_paired = os.environ.get(PAIRED_VARIABLE) == "1"
         self._lock = threading.RLock()  # NNI calls trial_end from a thread of its own
         self._issued: dict[int, _Issued] = {}
@@ -101,13 +104,13 @@ class SearchTuner(Tuner):
             threading.Thread(target=_exit_with_manager, name="manager", daemon=True).start()
 
     @staticmethod
-    def check_arguments(arguments: Mapping[str, Any], *, paths: ExperimentPaths) -> int:
-        """Check ``classArgs`` without starting anything; the number of planned candidates.
+    def check_arguments(arguments: Mapping[str, Any], *, paths: ExperimentPaths) -> Search:
+        """Check ``classArgs`` without starting anything; the search that they describe.
 
         Raises:
             SposError: as the constructor.
         """
-        return build_search(paths, **arguments).num_planned
+        return build_search(paths, **arguments)
 
     # -- what NNI calls ------------------------------------------------------------------------
 
@@ -329,7 +332,7 @@ class NamedTuner:
         """The tuner with these ``classArgs``."""
         return SearchTuner(**complete_arguments(self.name, arguments))
 
-    def check_arguments(self, arguments: Mapping[str, Any], *, paths: ExperimentPaths) -> int:
+    def check_arguments(self, arguments: Mapping[str, Any], *, paths: ExperimentPaths) -> Search:
         """As `SearchTuner.check_arguments`."""
         completed = complete_arguments(self.name, arguments)
         return SearchTuner.check_arguments(completed, paths=paths)
@@ -338,6 +341,16 @@ class NamedTuner:
 EvolutionTuner = NamedTuner("EvolutionTuner")
 RandomTuner = NamedTuner("RandomTuner")
 TwoStageTuner = NamedTuner("TwoStageTuner")
+
+
+def _log_limits(space: FeasibleSpace) -> None:
+    """What `search start` says before it starts; a search that is resumed is not refused."""
+    try:
+        remark = describe_limits(space, space.table.trained)
+    except ConstraintError as problem:
+        remark = str(problem)
+    if remark:
+        _logger.warning("%s", remark)
 
 
 def _exit_with_manager() -> None:

@@ -1,7 +1,9 @@
 """supernet.py: what it leaves for the search, and that nothing can stop it from getting there."""
 
+import argparse
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,11 +13,13 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import yaml
 from forked import PATIENCE, ROOT, Script, run_script, wait_until
 from run_contents import assert_identical, read_run
 from tiny_space import TINY
 
-from spos.cost.table import CostTable
+from spos.architecture import SearchSpec
+from spos.cost.table import Constraint, CostTable, Term, parse_constraints
 from spos.data.folder import scan_folder
 from spos.data.split import apply_split, load_split
 from spos.evaluation.build import open_supernet_run
@@ -80,6 +84,26 @@ def test_repeated_command_of_a_finished_run_changes_nothing(workspace):
     search = f"python -m spos search start --run-dir supernet --space {TINY}"
     assert finished.stderr.endswith(f"done: supernet; next: {search}\n")
     assert {name: (run / name).read_bytes() for name in kept} == before
+
+
+@pytest.mark.parametrize(
+    ("sampler", "limit"), [("uniform", "macs=400M:1G"), ("constrained", "macs=400M:500M")]
+)
+def test_search_of_a_space_beyond_the_usual_limit_is_given_another(tmp_path, sampler, limit):
+    spec = SearchSpec("large", {}, {"layer_1": ("k3", "k5", "k7")})
+    costs = {"macs": (0, 10**8, 6 * 10**8)}
+    CostTable(spec, {"macs": 4 * 10**8}, [Term(("layer_1",), costs)]).save(tmp_path / "cost.json")
+    args = argparse.Namespace(run_dir=tmp_path, space="large")
+    numbers = {"seed": 0, "num_train": 9, "held_out": 0, "batch_size": 1, "epochs": 1}
+    config = {"sampler": sampler, **numbers}
+    if sampler == "constrained":
+        config["path_range"] = ["macs=300M:500M"]
+    script = runpy.run_path(str(ROOT / "supernet.py"))
+    command = script["search_command"](args, config)
+    assert command == f"python -m spos search start --run-dir {tmp_path} --constraint {limit}"
+    config = yaml.safe_load((ROOT / "config_search.yml").read_text())
+    usual = parse_constraints(config["tuner"]["classArgs"]["constraints"])
+    assert usual == (Constraint("macs", 0, script["SEARCH_LIMIT"]),)
 
 
 def test_split_beside_the_data_is_used(workspace):

@@ -63,9 +63,11 @@ def test_search_space_is_written_as_nni_wants_it(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     layer = {"_type": "choice", "_value": ["k1", "k3", "k5"]}
     assert read_json(target) == {f"layer_{number}": layer for number in (1, 2, 3)}
-    assert (tmp_path / "cost.json").read_bytes() == (
-        trained.folder / "supernet" / "cost.json"
-    ).read_bytes()
+    written, known = read_json(tmp_path / "cost.json"), trained.folder / "supernet" / "cost.json"
+    (paths,) = written.pop("trained").items()  # as the search asks
+    low, high = CostTable.load(known).bounds()
+    assert paths[0] == "macs" and low <= paths[1][0] < paths[1][1] <= high
+    assert written == read_json(known)
     assert "27 architectures" in done.stderr and done.stdout == ""
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cost.json", target.name]
 
@@ -164,6 +166,20 @@ def spoil_weights(folder):
 def test_constraint_is_for_trials(trained):
     finished = trained.tester("--constraint", "macs=0:330M", "--arch", "arch.json")
     assert finished.status == 2 and "--constraint is for trials" in finished.stderr
+
+
+def test_constraint_that_leaves_nothing_trained_is_refused(workspace, tmp_path):
+    args = workspace.folder / "supernet" / "args.json"
+    low, high = CostTable.load(args.with_name("cost.json")).bounds()
+    settings = read_json(args)
+    settings["config"]["path_range"] = [f"macs={low}:{(low + high) // 2 - 1}"]
+    args.write_text(json.dumps(settings))
+    environment = {"NNI_GEN_SEARCH_SPACE": str(tmp_path / "space.json")}
+    finished = workspace.tester("--constraint", f"macs={(low + high) // 2}:", env=environment)
+    assert finished.status == 2 and "the search is limited to macs=" in finished.stderr
+    assert not list(tmp_path.glob("*.json"))
+    finished = workspace.tester("--constraint", f"macs=:{high}", env=environment)
+    assert finished.status == 0 and "excludes nothing" in finished.stderr
 
 
 @pytest.mark.parametrize("given", ["macs", "=3", "macs=9:1", "macs=much", "macs=1:2"])

@@ -83,7 +83,8 @@ def test_tuners_name_keeps_its_searcher():
 
 def test_named_tuner_checks_its_arguments(folder):
     paths = ExperimentPaths(folder)
-    assert TwoStageTuner.check_arguments({"rounds": 3, "population": 4}, paths=paths) == 12
+    search = TwoStageTuner.check_arguments({"rounds": 3, "population": 4}, paths=paths)
+    assert search.num_planned == 12
     with pytest.raises(ConfigError, match="num_parents is no setting of the two_stage searcher"):
         TwoStageTuner.check_arguments({"num_parents": 3}, paths=paths)
     with pytest.raises(ConfigError, match="searcher"):
@@ -98,6 +99,15 @@ def test_flags_leave_constraints_on_other_metrics():
     changed = change_arguments(old, {"constraints": {"macs": 2}, "rounds": 5})
     assert changed == {"constraints": {"macs": 2, "latency_ms": 9}, "seed": 1, "rounds": 5}
     assert change_arguments({}, {"constraints": {"macs": 2}}) == {"constraints": {"macs": 2}}
+
+
+def test_other_searcher_takes_the_settings_that_it_has():
+    old = {"seed": 1, "num_mutations": 3, "num_parents": 2, "mutation_probability": 0.3, "typo": 1}
+    changed = change_arguments({**old, "objective": "top1"}, {"searcher": "predictor"})
+    kept = {"seed": 1, "num_parents": 2, "mutation_probability": 0.3, "typo": 1}
+    assert changed == {**kept, "objective": "top1", "searcher": "predictor"}
+    changed = change_arguments({**changed, "pool_size": 9}, {"searcher": "random"})
+    assert changed == {"seed": 1, "typo": 1, "objective": "top1", "searcher": "random"}
 
 
 # --- what is searched --------------------------------------------------------------------------
@@ -261,10 +271,12 @@ def write_config(folder, **tuner) -> Path:
 def test_arguments_of_a_named_tuner_are_read(folder):
     name = "spos.search.tuner.TwoStageTuner"
     path = write_config(folder, className=name, classArgs={"seed": 2})
-    assert read_arguments(path) == {"seed": 2, "searcher": "two_stage"}
+    assert read_arguments(path, {}) == {"seed": 2, "searcher": "two_stage"}
+    with pytest.raises(ConfigError, match=r"searcher is 'aging', but TwoStageTuner is"):
+        read_arguments(path, {"searcher": "aging"})
     path = write_config(folder, className=name, classArgs={"searcher": "random"})
     with pytest.raises(ConfigError, match=r"config\.yml: tuner\.classArgs: searcher is 'random'"):
-        read_arguments(path)
+        read_arguments(path, {})
 
 
 def test_fixed_architecture_is_found_from_the_code_directory(folder, monkeypatch):
@@ -277,11 +289,11 @@ def test_fixed_architecture_is_found_from_the_code_directory(folder, monkeypatch
         classArgs=arguments,
     )
     monkeypatch.chdir("/")
-    assert read_arguments(path)["fixed_arc"] == str(folder / "arch.json")
+    assert read_arguments(path, {})["fixed_arc"] == str(folder / "arch.json")
 
 
 @pytest.mark.parametrize("arguments", [{1: 2}, [1]])
 def test_arguments_that_are_no_settings_are_refused(folder, arguments):
     path = write_config(folder, className="spos.search.tuner.RandomTuner", classArgs=arguments)
     with pytest.raises(SposError, match="object of classArgs"):
-        read_arguments(path)
+        read_arguments(path, {})

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from toy_trial import toy_spec, toy_table
 
-from spos.errors import ConfigError, SposError
+from spos.errors import ConfigError, ConstraintError, SposError
 from spos.search import experiment as experiment_module
 from spos.search.experiment import Changes, check_port, prepare_experiment
 
@@ -89,6 +89,31 @@ def test_flags_of_trials_follow_the_command_of_the_file_or_the_flag(folder):
         prepared = prepare_experiment(write(folder, toy_config()), changes)
         said = (command or "exec python toy_trial.py").replace("python", sys.executable)
         assert prepared.config["trialCommand"] == f"{said} '--folder=a b' --fail=never"
+
+
+def test_limits_are_compared_with_what_was_trained(folder):
+    path, trained = write(folder, toy_config()), ("--trained=macs=5.3K:5.6K",)
+    with pytest.raises(ConstraintError) as caught:
+        prepare_experiment(path, Changes(trial_flags=trained))
+    assert str(caught.value).startswith(
+        f"{path}: tuner.classArgs: the search is limited to macs=4.6K:5.2K, but the supernet was "
+        "trained on paths of macs=5.3K:5.6K"
+    )
+    limits = {"constraints": {"macs": "5.4K"}}
+    prepared = prepare_experiment(path, Changes(limits, trial_flags=trained))
+    assert "--constraint macs=5.3K:5.4K leaves out the rest" in prepared.remark
+    limits = {"constraints": {"macs": ["5.3K", "5.4K"]}}
+    assert prepare_experiment(path, Changes(limits, trial_flags=trained)).remark == ""
+
+
+def test_flags_of_our_searchers_are_not_for_others(folder):
+    config = toy_config()
+    with pytest.raises(ConfigError, match="searcher is 'random', but EvolutionTuner is"):
+        prepare_experiment(write(folder, config), Changes({"searcher": "random"}))
+    config["tuner"] = {"name": "TPE"}
+    changes = Changes({"rounds": 3, "constraints": {"macs": 5000}})
+    with pytest.raises(ConfigError, match=r"TPE.*rounds, constraints;.*tester\.py --constraint"):
+        prepare_experiment(write(folder, config), changes)
 
 
 def test_stale_files_are_replaced(folder):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from toy_trial import toy_score, toy_spec, toy_table
 from spos.__main__ import main
 from spos.commands import search_run
 from spos.cost.table import Constraint
-from spos.errors import ConfigError, SearchError
+from spos.errors import ConfigError, ConstraintError, SearchError, SposError
 from spos.files import lock_file
 from spos.search.arguments import METHODS, ExperimentPaths, build_method, build_search
 from spos.search.feasible import FeasibleSpace
@@ -177,6 +178,7 @@ def folder(tmp_path, monkeypatch):
     """A configuration and a supernet run that scores as the toy does."""
     (tmp_path / "supernet").mkdir()
     toy_table().save(tmp_path / "supernet" / "cost.json")
+    write_settings(tmp_path, sampler="uniform")
     tuner = {"className": "spos.search.tuner.SearchTuner", "classArgs": {"searcher": "pareto"}}
     (tmp_path / "config.yml").write_text(yaml.safe_dump({"tuner": tuner}))
     monkeypatch.setattr(search_run, "build_evaluation", lambda _: toy_score)
@@ -184,9 +186,21 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+FLAGS = ("search", "run", "--config", "config.yml", "--run-dir", "supernet", "--output-dir", "out",
+         "--rounds", "1", "--population", "4")  # fmt: skip
+
+
+def write_settings(folder, *path_range, sampler="constrained"):
+    """Settings of the supernet's run, as far as they say what was trained."""
+    config = {"sampler": sampler, "path_range": [*path_range], "seed": 0, "num_train": 9,
+              "held_out": 0, "batch_size": 1, "epochs": 1}  # fmt: skip
+    settings = {"version": 1, "stage": "supernet", "config": config, "runtime": {}}
+    (folder / "supernet" / "args.json").write_text(json.dumps(settings))
+
+
 def test_command_searches_and_shows_the_front(folder, capsys):
     flags = ["--config", "config.yml", "--run-dir", "supernet", "--output-dir", "out"]
-    flags += ["--rounds", "3", "--population", "8", "--max-macs", "5.5K"]
+    flags += ["--rounds", "3", "--population", "8", "--constraint", "macs=:5.5K"]
     assert main(["search", "run", *flags]) == 0
     said = capsys.readouterr().out
     assert "search in out: 24 candidates evaluated, 0 failed" in said
@@ -212,6 +226,73 @@ def test_command_runs_a_named_tuner_with_an_objective(folder, capsys):
     assert all(
         each.score == toy_score(each.choices) - 1e-5 * each.metrics["macs"] for each in entries
     )
+
+
+def test_flags_replace_what_the_file_says(folder):
+    arguments = {"num_mutations": 2, "objective": "params", "seed": 5}
+    arguments["constraints"] = {"macs": [0, "5K"], "params": [0, 190]}
+    tuner = {"className": "spos.search.tuner.SearchTuner", "classArgs": arguments}
+    (folder / "config.yml").write_text(yaml.safe_dump({"tuner": tuner}))
+    flags = [*FLAGS, "--constraint", "macs=5.2K:", "--searcher", "random"]
+    flags += ["--objective", "default", "--objective", "macs=-1e-5"]
+    assert main(flags) == 0
+    before = (folder / "out" / "search.json").read_bytes()
+    search = json.loads(before)["search"]
+    assert search["method"] == "RandomSearch" and search["settings"]["seed"] == 5
+    assert search["task"]["objective"] == {"default": 1, "macs": -1e-5}
+    assert search["task"]["constraints"] == {"macs": [5200, None], "params": [0, 190]}
+    assert all(each.metrics["macs"] >= 5200 for each in read_entries(folder / "out"))
+    for changed in (flags[:-2], FLAGS):
+        with pytest.raises(SearchError, match="continue it with the settings it began with"):
+            main(list(changed))
+    assert (folder / "out" / "search.json").read_bytes() == before
+    assert main(flags) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--constraint", "macs"), "--constraint macs: expected METRIC=LOW:HIGH"),
+        (("--constraint", "watts=3"), "has no metric 'watts'; it has macs, params"),
+        (("--constraint", "macs=1", "--constraint", "macs=2"), "macs=2: expected each metric once"),
+        (("--objective", "=1"), "--objective =1: expected METRIC=WEIGHT or METRIC"),
+        (("--objective", "macs=much"), "--objective: macs: expected a number"),
+        (("--objective", "top1", "--objective", "top1=2"), "top1=2: expected each metric once"),
+    ],
+)
+def test_wrong_flags_are_named(folder, flags, message):
+    with pytest.raises(SposError, match=message):
+        main([*FLAGS, *flags])
+    assert not (folder / "out").exists()
+
+
+def test_search_where_nothing_was_trained_is_refused(folder, capsys):
+    write_settings(folder, "macs=5.3K:5.6K")
+    with pytest.raises(ConstraintError, match="limited to macs=4.6K:5K.*paths of macs") as caught:
+        main([*FLAGS, "--constraint", "macs=:5K"])
+    assert not (folder / "out").exists()
+    flag = re.search(r"\((--constraint) (\S+)\)", str(caught.value))
+    assert flag and main([*FLAGS, *flag.groups()]) == 0
+    assert "trained" not in capsys.readouterr().out
+    macs = [each.metrics["macs"] for each in read_entries(folder / "out")]
+    assert len(macs) == 4 and 5300 <= min(macs) and max(macs) <= 5600
+
+
+def test_limits_worth_a_remark_are_said_once(folder, capsys):
+    write_settings(folder, "macs=5.3K:5.6K")
+    flags = [*FLAGS, "--constraint", "macs=:5.4K", "--constraint", "params=:1M"]
+    for times in (1, 0):  # the second time the search goes on
+        assert main(flags) == 0
+        said = capsys.readouterr().out
+        assert said.count("the limit params=:1M excludes nothing") == times
+        assert said.count("trained on macs=5.3K:5.4K only") == times
+
+
+def test_search_that_has_begun_is_not_refused(folder):
+    flags = [*FLAGS, "--constraint", "macs=:5K"]
+    assert main(flags) == 0
+    write_settings(folder, "macs=5.3K:5.6K")
+    assert main([*flags]) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The NNI tuner, driven as NNI's dispatcher drives it: pytest tests/search/test_tuner.py"""
 
 import json
+import logging
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from nni_double import Nni, final
 from toy_trial import toy_score, toy_spec, toy_table
 
 from spos.architecture import load_architecture
+from spos.cost.table import Constraint
 from spos.errors import ConfigError, ConstraintError
 from spos.search import tuner as tuner_module
 from spos.search.arguments import ExperimentPaths
@@ -388,6 +390,20 @@ def test_damaged_state_ends_the_experiment_with_its_name(folder, content):
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("limit", ["5K", "5.4K"])
+def test_limits_that_allow_what_was_not_trained_are_logged(folder, caplog, limit):
+    table = toy_table()
+    table.trained = (Constraint("macs", 5300, 5600),)
+    table.save(folder / "cost.json")
+    logger = logging.getLogger("nni.spos.tuner")
+    logger.addHandler(caplog.handler)
+    try:
+        make_tuner(folder, constraints={"macs": limit})
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "the supernet was trained on" in caplog.text
+
+
 def test_state_of_other_settings_is_refused_and_kept(folder):
     make_tuner(folder).generate_multiple_parameters([0])
     path = folder / "checkpoint" / "search.json"
@@ -398,7 +414,8 @@ def test_state_of_other_settings_is_refused_and_kept(folder):
 
 def test_wrong_arguments_are_refused_by_name(folder):
     paths = ExperimentPaths(folder)
-    assert EvolutionTuner.check_arguments({"rounds": 3, "population": 4}, paths=paths) == 12
+    search = EvolutionTuner.check_arguments({"rounds": 3, "population": 4}, paths=paths)
+    assert search.num_planned == 12
     with pytest.raises(ConfigError, match="population"):
         EvolutionTuner.check_arguments({"population": 0}, paths=paths)
     with pytest.raises(ConfigError, match="cost_table"):

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from spos.architecture import SearchSpec
-from spos.cost.table import CostTable, Term
+from spos.cost.table import CostTable, Term, parse_constraint_flags
 from spos.files import read_json, write_json
 from spos.search.trial import in_trial, start_trial
 
@@ -63,11 +63,14 @@ def main() -> int:
     parser.add_argument("--hang", metavar="ID")
     parser.add_argument("--log-gpu", action="store_true", help="write down which GPU it was given")
     parser.add_argument("--seconds", type=float, default=0.0)
+    parser.add_argument("--trained", action="append", default=[], metavar="METRIC=LOW:HIGH")
     args = parser.parse_args()
     spec = toy_spec(has_channels=args.channels)
     if path := os.environ.get("NNI_GEN_SEARCH_SPACE"):
         write_json(path, spec.search_space())
-        toy_table(spec).save(Path(path).with_name("cost.json"))
+        table = toy_table(spec)
+        table.trained = parse_constraint_flags(args.trained, flag="--trained")
+        table.save(Path(path).with_name("cost.json"))
         return 0
     if not in_trial():
         raise SystemExit("not in a trial")

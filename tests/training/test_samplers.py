@@ -17,10 +17,17 @@ import pytest
 from spos.architecture import SearchSpec
 from spos.cost.axis import CostAxis, table_moments
 from spos.cost.counting import build_cost_table
-from spos.cost.table import Constraint, CostTable, Term
+from spos.cost.table import Constraint, CostTable, Term, write_constraint_flag
 from spos.errors import ConfigError, ConstraintError
 from spos.spaces.shufflenet import ShuffleNetV2Space
-from spos.training.samplers import PUBLISHED_OPTIONS, PUBLISHED_RANGE, SAMPLERS, build_sampler
+from spos.training.samplers import (
+    BOXED,
+    PUBLISHED_OPTIONS,
+    PUBLISHED_RANGE,
+    SAMPLERS,
+    build_sampler,
+    trained_ranges,
+)
 from spos.training.samplers.uniform import CostUniformSampler, FairSampler, UniformSampler
 
 BOX_OF_MACS = (Constraint("macs", 40, 120),)
@@ -454,3 +461,55 @@ def test_constraint_of_a_draw_holds_at_both_ends():
     drawn = {table.cost(sampler.sample(step)) for step in range(500)}
     assert drawn == {11, 12, 13, 14, 15, 16}
     assert all(allowed.allows(table, sampler.sample(step)) for step in range(500))
+
+
+# --- what a run trained --------------------------------------------------------------------------
+
+
+def settings(sampler, *path_range, **changes) -> dict:
+    numbers = {"seed": 0, "num_train": 9, "held_out": 0, "batch_size": 1, "epochs": 1}
+    return {"sampler": sampler, "path_range": [*path_range] or None, **numbers, **changes}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_trained_ranges_hold_for_the_paths(name):
+    table = make_table([(0, 5, 9), (0, 20), (1, 30)] * 4, fixed=10)
+    given = ("macs=100:180",) if name in BOXED else ()
+    sampler = build_sampler(
+        name, table, seed=0, ranges=[Constraint("macs", 100, 180)] if given else ()
+    )
+    ranges = trained_ranges(settings(name, *given), table, source="x")
+    assert len(ranges) == (name not in ("uniform", "fair"))
+    macs = [table.cost(sampler.sample(step)) for step in range(300)]
+    for each in ranges:
+        assert each.low <= min(macs) and max(macs) <= each.high
+        span = each.high - each.low
+        assert min(macs) < each.low + 0.15 * span and max(macs) > each.high - 0.15 * span
+
+
+def test_trained_ranges_are_the_papers_or_those_that_were_given(shufflenet):
+    assert trained_ranges(settings("macs-uniform"), shufflenet, source="x") == (PUBLISHED_RANGE,)
+    config = settings("macs-uniform", "macs=:300M")
+    assert trained_ranges(config, shufflenet, source="x") == (Constraint("macs", high=3e8),)
+
+
+def test_trained_ranges_of_the_readme():
+    options = {"image_size": 224, "num_classes": 1000}
+    table = build_cost_table("proxyless_gpu", options=options)
+    (paths,) = trained_ranges(settings("macs-uniform"), table, source="x")
+    flag = write_constraint_flag(paths)
+    assert f"--run-dir runs/proxyless --constraint {flag}" in (ROOT / "README.md").read_text()
+
+
+def test_what_is_not_known_to_be_trained_has_no_range():
+    table = make_table([(0, 5), (0, 20)])
+    for config in (
+        settings("macs-uniform", epochs=0),
+        settings("constrained", "latency_ms=:3"),  # which is no longer in the table
+        settings("constrained", "macs=:9", measured_costs={"macs": "of another measurement"}),
+    ):
+        assert trained_ranges(config, table, source="x") == ()
+    config = settings("constrained", "macs=:9", measured_costs={"macs": table.digest("macs")})
+    assert trained_ranges(config, table, source="x") == (Constraint("macs", high=9),)
+    with pytest.raises(ConfigError, match=r"a/args\.json: does not say how paths were sampled"):
+        trained_ranges(settings("fast"), table, source="a/args.json")

@@ -18,7 +18,12 @@ from spos.training.samplers.arguments import parse_warmup
 from spos.training.samplers.constrained import ConstrainedSampler
 from spos.training.samplers.protocol import PathSampler
 from spos.training.samplers.strolling import StrollingSampler
-from spos.training.samplers.uniform import CostUniformSampler, FairSampler, UniformSampler
+from spos.training.samplers.uniform import (
+    CostUniformSampler,
+    FairSampler,
+    UniformSampler,
+    usual_range,
+)
 from spos.training.samplers.warmup import Phase, WarmedSampler
 
 SAMPLERS = ("uniform", "fair", "macs-uniform", "constrained", "strolling")
@@ -78,22 +83,7 @@ def build_recorded_sampler(
         ConfigError: naming ``source`` if the settings do not say how paths were sampled.
         ConstraintError: if the ranges cannot be met with this table.
     """
-    keys = ("sampler", "seed", "path_range", "channel_warmup", "num_train", "held_out",
-            "batch_size", "measured_costs")  # fmt: skip
-    given: dict[str, Any] = {key: config.get(key) for key in keys}
-    numbers = [given[key] for key in ("seed", "num_train", "held_out", "batch_size")]
-    texts = given["path_range"]
-    if (
-        given["sampler"] not in SAMPLERS
-        or any(type(each) is not int or each < 0 for each in numbers)
-        or not given["batch_size"]
-        or not (texts is None or isinstance(texts, list))
-        or not all(isinstance(each, str) for each in texts or ())
-        or not (given["channel_warmup"] is None or isinstance(given["channel_warmup"], str))
-        or not isinstance(given["measured_costs"] or {}, dict)
-    ):
-        found = ", ".join(f"{key} {value!r}" for key, value in given.items())
-        raise ConfigError(f"{source}: does not say how paths were sampled ({found})")
+    given = _recorded(config, source)
     if "shrink" in config:
         raise ConfigError(
             f"{source}: the space was shrunk in training, so its cost table no longer says how "
@@ -112,10 +102,61 @@ def build_recorded_sampler(
         table,
         seed=given["seed"],
         steps_per_epoch=steps_per_epoch,
-        ranges=parse_constraint_flags(texts or (), flag="--path-range"),
+        ranges=parse_constraint_flags(given["path_range"] or (), flag="--path-range"),
         warmup=parse_warmup(given["channel_warmup"]),
     )
     return sampler, steps_per_epoch
+
+
+def trained_ranges(
+    config: Mapping[str, Any], table: CostTable, *, source: str
+) -> tuple[Constraint, ...]:
+    """Bounds on the costs of the paths that a supernet's run trains, from the run's settings.
+
+    There are none for a sampler of the whole space, for weights that were taken as they are
+    (``--epochs 0``), and for a cost that was measured again since.
+
+    Args:
+        config: of the run.
+        table: costs of the run's space, of what is left of it if it was shrunk.
+        source: for errors.
+
+    Raises:
+        ConfigError: naming ``source`` if the settings do not say how paths were sampled.
+    """
+    given = _recorded(config, source)
+    if not config.get("epochs"):
+        return ()
+    ranges = parse_constraint_flags(given["path_range"] or (), flag="--path-range")
+    if given["sampler"] == "macs-uniform" and not ranges:
+        ranges = (PUBLISHED_RANGE if _is_published(table.spec) else usual_range(table),)
+    known, digests = table.metrics, given["measured_costs"] or {}
+    return tuple(
+        each
+        for each in ranges
+        if each.metric in known and digests.get(each.metric) in (None, table.digest(each.metric))
+    )
+
+
+def _recorded(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """What a run's settings say of its paths, checked."""
+    keys = ("sampler", "seed", "path_range", "channel_warmup", "num_train", "held_out",
+            "batch_size", "measured_costs")  # fmt: skip
+    given: dict[str, Any] = {key: config.get(key) for key in keys}
+    numbers = [given[key] for key in ("seed", "num_train", "held_out", "batch_size")]
+    texts = given["path_range"]
+    if (
+        given["sampler"] not in SAMPLERS
+        or any(type(each) is not int or each < 0 for each in numbers)
+        or not given["batch_size"]
+        or not (texts is None or isinstance(texts, list))
+        or not all(isinstance(each, str) for each in texts or ())
+        or not (given["channel_warmup"] is None or isinstance(given["channel_warmup"], str))
+        or not isinstance(given["measured_costs"] or {}, dict)
+    ):
+        found = ", ".join(f"{key} {value!r}" for key, value in given.items())
+        raise ConfigError(f"{source}: does not say how paths were sampled ({found})")
+    return given
 
 
 def _build(

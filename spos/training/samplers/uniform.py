@@ -63,6 +63,13 @@ class FairSampler:
         return path
 
 
+def usual_range(table: CostTable, metric: str = "macs") -> Constraint:
+    """Three standard deviations on either side of the mean cost, as far as the space reaches."""
+    mean, deviation = table_moments(table, metric)
+    low, high = table.bounds(metric)
+    return Constraint(metric, max(low, mean - 3 * deviation), min(high, mean + 3 * deviation))
+
+
 class CostUniformSampler:
     """Paths whose cost is spread evenly over a range (Guo et al. 2020, official code).
 
@@ -77,8 +84,8 @@ class CostUniformSampler:
     Args:
         table: costs of the space; its terms must have disjoint labels.
         metric: the cost to spread.
-        low: lower end of the range, inclusive; by default the mean minus three standard deviations.
-        high: upper end, inclusive; by default the mean plus three standard deviations.
+        low: lower end of the range, inclusive; by default that of `usual_range`.
+        high: upper end, inclusive; by default that of `usual_range`.
         num_bins: number of bins of equal width.
 
     Raises:
@@ -95,10 +102,10 @@ class CostUniformSampler:
         high: float | None = None,
         num_bins: int = 7,
     ) -> None:
-        mean, deviation = table_moments(table, metric)
-        reach = table.bounds(metric)
-        low = max(reach[0], mean - 3 * deviation) if low is None else low
-        high = min(reach[1], mean + 3 * deviation) if high is None else high
+        if low is None or high is None:
+            usual = usual_range(table, metric)
+            low = usual.low if low is None else low
+            high = usual.high if high is None else high
         Constraint(metric, low, high).check_reachable(table)
         self._table, self._metric, self._seed = table, metric, seed
         self._axis = CostAxis(table, metric)
