@@ -6,6 +6,7 @@ Imports `spos.architecture`, `spos.convert.architectures`, `spos.data`, `spos.er
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,10 +20,11 @@ from torch import nn
 
 from spos.architecture import Architecture, parse_architecture
 from spos.convert.architectures import read_architecture
+from spos.data.prepare import prepare_image
 from spos.data.preprocessing import Preprocessing
 from spos.errors import CheckpointError, ConfigError
 from spos.files import open_atomic, parse_json, read_json
-from spos.spaces import build_subnet
+from spos.spaces import build_subnet, default_image_size
 from spos.training.checkpoint import load_tensors, load_weights_into
 from spos.training.run_folder import code_version
 
@@ -64,9 +66,11 @@ def load_subnet(arch: Architecture | Path | str, weights: Path | str | None = No
 
     ``load_subnet("best.safetensors")`` is enough for a file that `scratch.py` wrote, since it holds
     its architecture, and so is a folder of ``python -m spos export --hub-dir``. The network has
-    three more attributes: ``arch``, its `Architecture`, ``preprocessing``
-    (`spos.data.Preprocessing`) and ``classes`` (a tuple of names); the last two are None if
-    ``weights`` do not say.
+    more attributes: ``arch``, its `Architecture`; ``image_size``, the side of its input in pixels;
+    ``preprocessing`` (`spos.data.Preprocessing`) and ``classes`` (a tuple of names), which are None
+    if ``weights`` do not say; and ``preprocess(image)``, which makes of an image file, or an image
+    that Pillow has opened, the network's input (1, 3, image_size, image_size), as in evaluation
+    (`spos.data.prepare.prepare_image`).
 
     Args:
         arch: an architecture, a file of one in any format that `read_architecture` reads, a
@@ -88,22 +92,39 @@ def load_subnet(arch: Architecture | Path | str, weights: Path | str | None = No
             weights, arch = weights or arch, _read_architecture(Path(arch))
         else:
             arch = read_architecture(arch)
-    network: Any = build_subnet(arch, affine=True)
-    network.arch, network.preprocessing, network.classes = arch, None, None
+    network = build_subnet(arch, affine=True)
+    preprocessing = classes = None
     if weights is None:
-        return network.eval()
+        return equip_network(network, arch, preprocessing=preprocessing, classes=classes)
     if str(weights).endswith(".safetensors"):
         metadata, tensors = read_subnet_file(Path(weights))
         if "preprocessing" in metadata:
-            network.preprocessing = read_preprocessing(metadata["preprocessing"], weights)
+            preprocessing = read_preprocessing(metadata["preprocessing"], weights)
         if "classes" in metadata:
-            network.classes = read_classes(metadata["classes"], weights)
+            classes = read_classes(metadata["classes"], weights)
     else:
         tensors = load_tensors(weights)
         if isinstance(tensors, dict) and isinstance(tensors.get("network"), dict):
             tensors = tensors["network"]  # a checkpoint of ours
     load_weights_into(network, tensors, source=str(weights))
-    return network.eval()
+    return equip_network(network, arch, preprocessing=preprocessing, classes=classes)
+
+
+def equip_network(
+    network: nn.Module,
+    arch: Architecture,
+    *,
+    preprocessing: Preprocessing | None,
+    classes: tuple[str, ...] | None,
+) -> Any:
+    """The network itself, in evaluation mode, with the attributes that `load_subnet` names."""
+    equipped: Any = network.eval()
+    equipped.arch, equipped.preprocessing, equipped.classes = arch, preprocessing, classes
+    equipped.image_size = default_image_size(arch.space, options=arch.options)
+    equipped.preprocess = functools.partial(
+        prepare_image, preprocessing=preprocessing, image_size=equipped.image_size
+    )
+    return equipped
 
 
 def _read_architecture(path: Path) -> Architecture:
@@ -128,12 +149,12 @@ def _load_folder(folder: Path) -> nn.Module:
     arch = parse_architecture(
         json.dumps(config.get("architecture")), source=f"{path}, its architecture"
     )
-    network: Any = load_subnet(arch, folder / FOLDER_WEIGHTS)
-    network.preprocessing = read_preprocessing(config.get("preprocessing"), path)
-    network.classes = None
-    if config.get("classes") is not None:
-        network.classes = read_classes(json.dumps(config["classes"]), path)
-    return network
+    network = load_subnet(arch, folder / FOLDER_WEIGHTS)
+    preprocessing = read_preprocessing(config.get("preprocessing"), path)
+    classes = config.get("classes")
+    if classes is not None:
+        classes = check_classes(classes, path)
+    return equip_network(network, arch, preprocessing=preprocessing, classes=classes)
 
 
 def read_preprocessing(value: Any, path: Path | str) -> Preprocessing:
@@ -157,7 +178,17 @@ def read_classes(text: str, path: Path | str) -> tuple[str, ...]:
     Raises:
         CheckpointError: naming ``path`` if it is not a list of names.
     """
-    names = parse_json(text, source=f"{path}, its classes", error=CheckpointError)
+    return check_classes(
+        parse_json(text, source=f"{path}, its classes", error=CheckpointError), path
+    )
+
+
+def check_classes(names: Any, path: Path | str) -> tuple[str, ...]:
+    """Names of classes, if a value is a list of them.
+
+    Raises:
+        CheckpointError: naming ``path`` otherwise.
+    """
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{path}: its classes are not a list of names")
     return tuple(names)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from forked import ROOT
+from PIL import Image
 
 from spos.__main__ import COMMANDS
 from spos.spaces import build_subnet, space_spec
@@ -109,12 +110,21 @@ def test_python_runs(tmp_path, monkeypatch, one_thread):
     spec = space_spec("shufflenetv2", options={"image_size": 224, "num_classes": 10})
     arch = spec.architecture({label: each[0] for label, each in spec.choices.items()})
     (tmp_path / "runs" / "scratch").mkdir(parents=True)
+    network = build_subnet(arch)
     for folder in (tmp_path, tmp_path / "runs" / "scratch"):
-        save_subnet(folder / "best.safetensors", build_subnet(arch), arch, preprocessing="standard")
+        save_subnet(
+            folder / "best.safetensors",
+            network,
+            arch,
+            preprocessing="standard",
+            classes="abcdefghij",
+        )
+    Image.new("RGB", (300, 260), "teal").save(tmp_path / "photo.jpg")
     names: dict[str, Any] = {"__name__": "readme"}
     for language, text in BLOCKS:
         if language == "python":
             exec(text, names)
+    assert names["image"].shape == (1, 3, 224, 224)
     assert list(names["backbone"].channels) == [4, 8, 16, 32]
     supernet = Supernet(names["MySpace"]())
     supernet.activate({"layer_1": "k5"})

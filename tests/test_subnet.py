@@ -1,10 +1,12 @@
 """A trained subnet in one file: it comes back as it was saved, or is refused by name."""
 
+import copy
 import json
 import random
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_space import TINY, WIDTHS
@@ -61,6 +63,9 @@ def test_file_gives_back_the_network(tmp_path, arch):
     assert torch.equal(logits(loaded), logits(network))
     assert loaded.preprocessing.name == "standard"
     assert loaded.classes == ("a", "b", "c")
+    size = loaded.image_size
+    assert loaded.preprocess(Image.new("RGB", (40, 30))).shape == (1, 3, size, size)
+    assert copy.deepcopy(loaded).preprocess.keywords == loaded.preprocess.keywords
     assert torch.equal(logits(load_subnet(str(tmp_path / "a.safetensors"))), logits(network))
 
 
@@ -90,6 +95,8 @@ def test_memory_format_does_not_matter(tmp_path, saved):
 def test_architecture_alone_gives_random_weights():
     network = load_subnet(ARCH)
     assert network.preprocessing is None and network.classes is None
+    with pytest.raises(ConfigError, match="does not say how its images are to be prepared"):
+        network.preprocess("a.jpg")
     assert logits(network).shape == (2, 3)
 
 

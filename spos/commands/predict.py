@@ -29,7 +29,6 @@ def run(args: argparse.Namespace) -> int:
     """Print the most probable classes of each image; images are prepared as in evaluation."""
     import torch
 
-    from spos.deploy.images import load_images
     from spos.deploy.networks import check_knows_its_images, open_network
     from spos.spaces import load_space_class
 
@@ -37,9 +36,9 @@ def run(args: argparse.Namespace) -> int:
         load_space_class(args.space, allow_import=True)
     network = open_network(args.model)
     check_knows_its_images(network, args.model)
-    for path, image in zip(args.images, load_images(network, args.images), strict=True):
+    for path in args.images:
         with torch.inference_mode():
-            probabilities = network(image)[0].softmax(0)
+            probabilities = network(network.preprocess(path))[0].softmax(0)
         best = probabilities.topk(min(args.top, len(probabilities)))
         found = [
             (network.classes[index] if network.classes else str(index), probability)

@@ -1,13 +1,12 @@
 """Weights that a training begins with: of ours or another system's, with a new head if need be.
 
-Imports `spos.convert.weights`, `spos.spaces`, `spos.supernet`, `spos.training`.
+Imports `spos.convert.weights`, `spos.supernet`, `spos.training`.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,9 @@ import torch
 from torch import nn
 
 from spos.architecture import Architecture
-from spos.convert.weights import ConvertedWeights, build_network, read_weights
+from spos.convert.weights import ConvertedWeights, build_network, check_options, read_weights
 from spos.errors import CheckpointError, ConfigError
 from spos.files import digest
-from spos.spaces import complete_options
 from spos.supernet import Supernet
 from spos.training.checkpoint import latest_checkpoint, load_weights_into
 from spos.training.inputs import Inputs
@@ -119,7 +117,7 @@ def read_subnet_start(start: Start, arch: Architecture) -> nn.Module:
             and keeps its head.
     """
     found = _read(start, space=arch.space, options=arch.options, arch=arch)
-    _check_options(found, arch, start.path)
+    check_options(found, arch, source=f"--weights {start.path}", free=_FREE)
     network = found.network
     if isinstance(network, Supernet):
         network = network.extract(arch.choices, affine=True)
@@ -188,27 +186,3 @@ def _replace_head(
         )
     load_weights_into(network, {**found.network.state_dict(), **head}, source=source)
     return dataclasses.replace(found, network=network.eval(), options=options, arch=arch)
-
-
-def _check_options(found: ConvertedWeights, arch: Architecture, path: Path) -> None:
-    """Refuse weights of which the architecture's options would make another function.
-
-    What the weights do not say is as in the architecture, but for our own files: there it is the
-    space's default.
-    """
-    asked = complete_options(arch.space, arch.options)
-    if found.said:
-        own = complete_options(arch.space, found.own_options)
-    else:
-        own = {**asked, **found.own_options}
-    names = (found.own_options.keys() | arch.options.keys()) - _FREE
-    differing = {
-        name: own.get(name)
-        for name in sorted(names)
-        if json.dumps(own.get(name), default=repr) != json.dumps(asked.get(name), default=repr)
-    }
-    if differing:
-        raise CheckpointError(
-            f"--weights {path}: its network has other options than the architecture; to train "
-            f"that one give --space-options '{json.dumps(differing, default=repr)}'"
-        )

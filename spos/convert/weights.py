@@ -6,7 +6,7 @@ Imports `spos.convert`, `spos.spaces`, `spos.subnet`, `spos.supernet`, `spos.tra
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from spos.convert.state_dicts import (
 )
 from spos.errors import ArchitectureError, CheckpointError, ConfigError
 from spos.files import parse_json
-from spos.spaces import build_space, build_subnet
+from spos.spaces import build_space, build_subnet, complete_options
 from spos.subnet import read_classes, read_preprocessing, read_subnet_file
 from spos.supernet import Supernet
 from spos.training.checkpoint import load_tensors, load_weights_into
@@ -331,6 +331,41 @@ def _check_same(wanted: Architecture, arch: Architecture | None, source: str) ->
         raise CheckpointError(
             f"{source}: its weights are not of the given architecture; they differ in "
             f"{', '.join(differing[:6])}"
+        )
+
+
+def check_options(
+    found: ConvertedWeights, arch: Architecture, *, source: str, free: Collection[str]
+) -> None:
+    """Refuse weights of which the architecture's options would make another function.
+
+    What the weights do not say is as in the architecture, but for our own files: there it is the
+    space's default.
+
+    Args:
+        found: the weights.
+        arch: the architecture.
+        source: begins the message.
+        free: options that may differ.
+
+    Raises:
+        CheckpointError: naming those that differ.
+    """
+    asked = complete_options(arch.space, arch.options)
+    if found.said:
+        own = complete_options(arch.space, found.own_options)
+    else:
+        own = {**asked, **found.own_options}
+    names = (found.own_options.keys() | arch.options.keys()) - set(free)
+    differing = {
+        name: own.get(name)
+        for name in sorted(names)
+        if json.dumps(own.get(name), default=repr) != json.dumps(asked.get(name), default=repr)
+    }
+    if differing:
+        raise CheckpointError(
+            f"{source}: its network has other options than the architecture; for that one give "
+            f"--space-options '{json.dumps(differing, default=repr)}'"
         )
 
 

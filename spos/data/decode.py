@@ -67,6 +67,15 @@ def load_rgb(path: Path | str) -> Image.Image | BadImage:
     return encoded if isinstance(encoded, BadImage) else decode_rgb(encoded, path=path)
 
 
+def open_rgb(image: Image.Image) -> Image.Image | BadImage:
+    """The pixels of an image that Pillow has opened; see `decode_rgb`."""
+    try:
+        return _load_rgb_pixels(image)
+    except Exception as problem:  # as above
+        name = str(getattr(image, "filename", "")) or "the given image"
+        return BadImage(name, str(problem) or type(problem).__name__)
+
+
 Box = tuple[float, float, float, float]
 
 

@@ -68,10 +68,7 @@ def open_data(data_dir: Path | str, *, index_dir: Path | None = None) -> DataFol
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
         raise DataError(f"{data_dir}: is not a folder; expected a data set with train/ and val/")
-    train_dir = data_dir / "train"
-    test_dir = next(
-        (data_dir / name for name in ("val", "test") if (data_dir / name).is_dir()), None
-    )
+    train_dir, test_dir = data_dir / "train", _find_test(data_dir)
     if not train_dir.is_dir() or test_dir is None:
         missing = "train/<class>/" if not train_dir.is_dir() else "val/<class>/ (or test/<class>/)"
         raise DataError(
@@ -91,6 +88,24 @@ def open_data(data_dir: Path | str, *, index_dir: Path | None = None) -> DataFol
             "both must hold the same class folders"
         )
     return DataFolder(train=train, test=test, name=data_dir.resolve().name)
+
+
+def open_test_images(data_dir: Path | str) -> ImageSet:
+    """Scan ``data_dir/val``, without it ``data_dir/test``, without either ``data_dir`` itself.
+
+    Raises:
+        DataError: if there is no such folder, it holds no classes, or a class holds no images.
+    """
+    data_dir = Path(data_dir)
+    test_dir = _find_test(data_dir)
+    if test_dir is None:
+        return scan_folder(data_dir)
+    return scan_folder(test_dir, indexes=[data_dir / f".spos-{test_dir.name}.json"])
+
+
+def _find_test(data_dir: Path) -> Path | None:
+    folders = (data_dir / name for name in ("val", "test"))
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def scan_folder(root: Path | str, *, indexes: Sequence[Path] = ()) -> ImageSet:

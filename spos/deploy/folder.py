@@ -101,7 +101,7 @@ An image classifier found by Single Path One-Shot architecture search in the spa
 import spos
 
 network = spos.load_subnet("{name}")
-logits = network(images)  # (N, 3, {size}, {size}), prepared by network.preprocessing
+logits = network(network.preprocess("IMAGE.jpg"))  # of a batch (1, 3, {size}, {size})
 ```
 
 ```bash

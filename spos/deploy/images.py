@@ -5,20 +5,17 @@ Imports `spos.data`, `spos.errors`, `spos.evaluation` and torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from spos.data.augmentation import ViewRule, draw_view
-from spos.data.decode import BadImage, load_rgb
-from spos.data.folder import DataFolder, ImageSet, open_data
-from spos.data.loader import build_loader
+from spos.data.folder import DataFolder, ImageSet, open_data, open_test_images
+from spos.data.loader import Loader, build_loader
 from spos.data.split import balanced_subset
-from spos.data.torch_loader import render_view
-from spos.errors import DataError
+from spos.errors import CheckpointError, DataError
 from spos.evaluation.evaluator import ImageBatches
 
 TEST_BATCH = 64
@@ -48,6 +45,49 @@ def open_images(network: Any, data_dir: Path | str) -> DataFolder:
     return data
 
 
+def match_test_images(network: Any, data_dir: Path | str, *, source: Path | str) -> ImageSet:
+    """The test images in ``data_dir``, labelled by the number that the network gives their class.
+
+    Classes go by their names; some may have no images. Those of a network that knows no names are
+    all of the folder's in sorted order.
+
+    Args:
+        network: of `spos.deploy.networks.open_network`, on the CPU.
+        data_dir: see `spos.data.folder.open_test_images`.
+        source: of the network, for messages.
+
+    Raises:
+        DataError: if there is no such folder, or it has classes that are not the network's.
+        CheckpointError: if the network's names are not as many as its classes.
+    """
+    images = open_test_images(data_dir)
+    known, number = network.classes, _count_outputs(network)
+    if known is None:
+        if len(images.classes) != number:
+            raise DataError(
+                f"{images.root}: has {len(images.classes)} classes ({_shown(images.classes)}), but "
+                f"{source} tells {number} apart and knows no names; give images of all of its "
+                "classes (--data-dir)"
+            )
+        return images
+    if len(known) != number:
+        raise CheckpointError(f"{source}: tells {number} classes apart, but names {len(known)}")
+    places = {name: place for place, name in enumerate(known)}
+    strangers = tuple(name for name in images.classes if name not in places)
+    if strangers:
+        raise DataError(
+            f"{images.root}: {source} does not know the classes {_shown(strangers)}; it knows "
+            f"{_shown(known)}. Give a folder with val/CLASS/*, test/CLASS/* or CLASS/* (--data-dir)"
+        )
+    labels = [places[name] for name in images.classes]
+    return replace(images, labels=tuple(labels[each] for each in images.labels), classes=known)
+
+
+@torch.inference_mode()
+def _count_outputs(network: Any) -> int:
+    return network(torch.zeros(1, 3, network.image_size, network.image_size)).shape[1]
+
+
 def load_test_images(network: Any, images: ImageSet, *, count: int | None) -> ImageBatches:
     """Batches of test images, all (None) or ``count``, evenly over the classes.
 
@@ -68,24 +108,6 @@ def load_calibration_images(network: Any, images: ImageSet, *, count: int) -> li
     return [batch for batch, _ in _batches(network, chosen, CALIBRATION_BATCH)]
 
 
-def load_images(network: Any, paths: Iterable[Path | str]) -> Iterator[Tensor]:
-    """Each image file as the network is fed in its evaluation: (1, 3, H, W).
-
-    Raises:
-        DataError: naming a file that cannot be decoded.
-    """
-    size, preprocessing = network.image_size, network.preprocessing
-    rule = ViewRule("none", preprocessing.name, size, SEED)
-    for path in paths:
-        image = load_rgb(path)
-        if isinstance(image, BadImage):
-            raise image.error()
-        width, height = image.size
-        view = draw_view(rule, epoch=0, index=0, width=width, height=height)
-        pixels = render_view(image, view, image_size=size, antialias=rule.antialias)
-        yield preprocessing.apply(torch.tensor(pixels).permute(2, 0, 1)[None])
-
-
 def _choose(images: ImageSet, count: int, flag: str) -> ImageSet:
     if count > len(images):
         raise DataError(
@@ -95,16 +117,29 @@ def _choose(images: ImageSet, count: int, flag: str) -> ImageSet:
     return balanced_subset(images, count=count, seed=SEED)
 
 
-def _batches(network: Any, images: ImageSet, batch_size: int) -> ImageBatches:
-    loader = build_loader(
+def evaluation_loader(
+    network: Any,
+    images: ImageSet,
+    batch_size: int = TEST_BATCH,
+    *,
+    num_workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> Loader:
+    """Every image once, in order, to be prepared by the network's preprocessing."""
+    return build_loader(
         images,
         image_size=network.image_size,
         augmentation="none",
         preprocessing=network.preprocessing.name,
         batch_size=batch_size,
         shuffle=False,
+        num_workers=num_workers,
+        device=device,
     )
-    device = torch.device("cpu")
+
+
+def _batches(network: Any, images: ImageSet, batch_size: int) -> ImageBatches:
+    loader, device = evaluation_loader(network, images, batch_size), torch.device("cpu")
     return ImageBatches(loader, preprocessing=network.preprocessing, device=device)
 
 

@@ -1,7 +1,7 @@
 """Any file that we deploy as one thing: a module from images to logits that knows its images.
 
-Imports `spos.architecture`, `spos.data`, `spos.deploy.onnx_export`, `spos.errors`, `spos.files`,
-`spos.spaces`, `spos.subnet` and torch; onnxruntime for an ONNX file.
+Imports `spos.architecture`, `spos.convert.weights`, `spos.data`, `spos.deploy.onnx_export`,
+`spos.errors`, `spos.files`, `spos.subnet` and torch; onnxruntime for an ONNX file.
 """
 
 from __future__ import annotations
@@ -12,15 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from spos.architecture import Architecture, parse_architecture
+from spos.convert.weights import check_options, read_weights
+from spos.data.prepare import prepare_image
 from spos.data.preprocessing import Preprocessing
 from spos.deploy.onnx_export import FORMAT, require_onnx
 from spos.errors import CheckpointError, ConfigError, DataError
 from spos.files import parse_json, read_bytes
-from spos.spaces import default_image_size
-from spos.subnet import load_subnet, read_classes, read_preprocessing
+from spos.subnet import (
+    check_classes,
+    equip_network,
+    load_subnet,
+    read_classes,
+    read_preprocessing,
+)
 
 MAX_ONNX_BYTES = 2**31  # what its format can hold
 # Quantises the weights of a convolution in float between two in int8, and so undoes our list.
@@ -71,6 +79,10 @@ class OnnxNetwork(nn.Module):
         """Preprocessed images (N, 3, H, W) to logits (N, classes)."""
         (logits,) = self._session.run(None, {self._input: images.contiguous().numpy()})
         return torch.from_numpy(logits)
+
+    def preprocess(self, image: Path | str | Image.Image) -> Tensor:
+        """An image file, or an image that Pillow has opened, as input (1, 3, H, W)."""
+        return prepare_image(image, preprocessing=self.preprocessing, image_size=self.image_size)
 
 
 def _describe(session: Any, source: str) -> tuple[dict[str, str], str, list[Any]]:
@@ -126,8 +138,8 @@ def open_session(model: bytes, *, source: str, threads: int = 1, options: Any = 
 def open_network(path: Path | str, *, threads: int = 1) -> Any:
     """The network of a ``.safetensors`` file, an exported folder or an ``.onnx`` file.
 
-    It has the attributes ``arch``, ``preprocessing``, ``classes`` (either may be None in the first)
-    and ``image_size``.
+    It has the attributes that `load_subnet` names; ``preprocessing`` and ``classes`` may be None in
+    the first.
 
     Args:
         path: the file or folder.
@@ -147,9 +159,32 @@ def open_network(path: Path | str, *, threads: int = 1) -> Any:
             "(`python scratch.py --fixed-arc FILE`), or convert weights that you have (`python -m "
             "spos convert`)"
         )
-    network: Any = load_subnet(path)
-    network.image_size = default_image_size(network.arch.space, options=network.arch.options)
-    return network
+    return load_subnet(path)
+
+
+def open_weights(arch: Architecture, weights: Path | str) -> Any:
+    """The network of an architecture with weights of ours or another system's.
+
+    It has the attributes that `load_subnet` names. The number of classes is that of the weights.
+
+    Args:
+        arch: what the weights must be of.
+        weights: see `spos.convert.weights.read_weights`.
+
+    Raises:
+        CheckpointError: if they are missing, damaged, unsafe, a supernet's, of another architecture
+            or of other options.
+    """
+    options = {name: value for name, value in arch.options.items() if name != "num_classes"}
+    found = read_weights(weights, space=arch.space, options=options, arch=arch)
+    check_options(found, arch, source=str(weights), free={"num_classes", "dropout"})
+    preprocessing, classes = (found.said.get(name) for name in ("preprocessing", "classes"))
+    return equip_network(
+        found.network.float(),
+        found.arch or arch,
+        preprocessing=None if preprocessing is None else read_preprocessing(preprocessing, weights),
+        classes=None if classes is None else check_classes(classes, weights),
+    )
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def check_finite(accuracy: Accuracy) -> Accuracy:
     """
     if not math.isfinite(accuracy.loss):
         raise CheckpointError(
-            f"the network's loss on the held-out images is {accuracy.loss}, so its accuracy means "
+            f"the network's loss on these images is {accuracy.loss}, so its accuracy means "
             "nothing: with these weights it overflows; train with a lower --lr, or go back to an "
             "earlier checkpoint"
         )
@@ -59,6 +59,7 @@ def measure_accuracy(
     device: torch.device,
     *,
     progress: Callable[[float], None] | None = None,
+    observe: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> Accuracy:
     """Measure ``network`` in evaluation mode.
 
@@ -69,6 +70,8 @@ def measure_accuracy(
         device: where the sums are kept.
         progress: called with the top-1 of this rank so far, after a batch every second and at the
             end; it costs a GPU a synchronisation.
+        observe: called with the labels and the first classes (both (N,), on ``device``) of every
+            batch of this rank.
 
     Raises:
         DataError: if there is no image.
@@ -87,6 +90,8 @@ def measure_accuracy(
         hits = order == labels[:, None]
         loss = F.cross_entropy(logits, labels, reduction="sum")
         count = torch.full((), len(labels), device=device)
+        if observe:
+            observe(labels, order[:, 0])
         sums += torch.stack([hits[:, 0].sum(), hits.sum(), loss, count]).double()
         if time.monotonic() - told >= SECONDS_BETWEEN_PROGRESS:
             tell()

@@ -3,7 +3,13 @@ from pathlib import Path
 import pytest
 import torchvision
 
-from spos.data.folder import IMAGE_EXTENSIONS, open_data, scan_folder, select_images
+from spos.data.folder import (
+    IMAGE_EXTENSIONS,
+    open_data,
+    open_test_images,
+    scan_folder,
+    select_images,
+)
 from spos.errors import DataError
 
 
@@ -52,6 +58,16 @@ def test_val_is_the_test_set(tmp_path: Path) -> None:
     assert data.test.paths == ("a/v.jpg", "b/v.jpg")
     assert data.train.root == tmp_path / "train"
     assert data.name == tmp_path.name
+
+
+def test_test_images_need_no_training_images(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.jpg", "b/1.jpg")
+    assert open_test_images(tmp_path).paths == ("a/1.jpg", "b/1.jpg")
+    for name in ("test", "val"):  # the latter counts, if both are there
+        touch(tmp_path, f"{name}/c/{name}.jpg")
+        assert open_test_images(tmp_path).paths == (f"c/{name}.jpg",)
+    with pytest.raises(DataError, match="gone: is not a folder"):
+        open_test_images(tmp_path / "gone")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Predictions are those of the evaluation, whatever kind of file the network comes from."""
 
 import json
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -10,7 +9,8 @@ from PIL import Image
 
 from spos.__main__ import main
 from spos.data.folder import open_data
-from spos.deploy.images import load_images, load_test_images
+from spos.data.prepare import prepare_image
+from spos.deploy.images import load_test_images
 from spos.deploy.networks import open_network
 from spos.errors import ConfigError, DataError
 from spos.subnet import load_subnet, save_subnet
@@ -35,18 +35,20 @@ def test_images_are_prepared_as_in_evaluation(tmp_path, digits_run, preprocessin
         network.image_size, network.preprocessing = size, type(network.preprocessing)(preprocessing)
         data = open_data(tmp_path / str(size))
         ((expected, _),) = load_test_images(network, data.test, count=None)
-        (found,) = load_images(network, [tmp_path / str(size) / "val" / "a" / "1.png"])
-        assert torch.equal(found, expected) and found.shape == (1, 3, size, size)
+        path = tmp_path / str(size) / "val" / "a" / "1.png"
+        with Image.open(path) as opened:
+            for image in (path, str(path), opened):
+                found = prepare_image(
+                    image, preprocessing=network.preprocessing, image_size=network.image_size
+                )
+                assert torch.equal(found, expected) and found.shape == (1, 3, size, size)
 
 
 def test_every_kind_of_file_says_the_same(exported, capsys):
     test = open_data(exported.folder / "data").test
     paths = [test.root / path for path in test.paths[::60]]
     network = open_network(exported.weights)
-    expected = [
-        network(batch)[0].softmax(0).topk(5)
-        for batch in islice(load_images(network, paths), len(paths))
-    ]
+    expected = [network(network.preprocess(path))[0].softmax(0).topk(5) for path in paths]
     kinds = {exported.weights: 1e-6, exported.hub: 1e-6, exported.onnx: 1e-4, exported.int8: 0.1}
     for file, tolerance in kinds.items():
         found = predictions(capsys, file, *paths)
@@ -73,12 +75,25 @@ def test_undecodable_image_is_named(exported, tmp_path):
         main(["predict", str(exported.weights), str(tmp_path / "text.jpg")])
 
 
+def test_image_that_pillow_cannot_finish_is_named(exported, tmp_path):
+    preprocess = load_subnet(exported.hub).preprocess
+    path = tmp_path / "cut.png"
+    Image.effect_noise((64, 64), 50).convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    with Image.open(path) as opened, pytest.raises(DataError, match="cut.png: cannot be decoded"):
+        preprocess(opened)
+    with pytest.raises(DataError, match="the given image: .* more than 8 bits"):
+        preprocess(Image.new("F", (20, 20)))
+
+
 def test_network_of_unknown_preprocessing_is_refused(exported, tmp_path):
     network = load_subnet(exported.weights)
     path = tmp_path / "net.safetensors"
     save_subnet(path, network, network.arch, preprocessing=None)
     with pytest.raises(ConfigError, match="does not say how its images .* --preprocessing"):
         main(["predict", str(path), "a.jpg"])
+    with pytest.raises(ConfigError, match="does not say how its images .* --preprocessing"):
+        load_subnet(path).preprocess("a.jpg")
 
 
 def test_edited_description_counts_and_a_broken_one_is_refused(exported, tmp_path, capsys):
