@@ -16,6 +16,7 @@ import shlex
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
