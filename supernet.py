@@ -70,7 +70,8 @@ def parse_arguments() -> argparse.Namespace:
     add_data_flags(parser)
     parser.add_argument(
         "--held-out-per-class", type=positive, metavar="N",
-        help="training images kept for the search, if the data has no split.json",
+        help="training images kept for the search, if the data has no split.json (default: 50 or "
+        "25, or a fifth of the smallest class if that is too small)",
     )  # fmt: skip
     group = parser.add_argument_group("search space and paths")
     group.add_argument(
@@ -109,8 +110,7 @@ def main() -> None:
 
 
 def train(args: argparse.Namespace, inputs: Inputs) -> None:
-    per_class = args.held_out_per_class or inputs.preset.held_out_per_class
-    split = open_split(inputs.data, inputs.data.train.root.parent, per_class=per_class)
+    split = open_split(inputs, per_class=args.held_out_per_class)
     training, _ = apply_split(inputs.data.train, split)
     recipe = inputs.checked(fit_recipe(inputs.preset.supernet.for_images(len(training)), args))
     options = inputs.space_options(parse_options(args.space_options))

@@ -13,7 +13,7 @@ COMMANDS = {
     "bench": "queries that each searcher needs on a table; latency of deployed networks",
     "convert": "turn architectures and weights of other systems into ours, and back",
     "cost": "what a network costs in any system's convention; cost tables and profiles",
-    "data": "make the embedded data set, split a data set, find undecodable images",
+    "data": "make data sets of own images and of CIFAR, split them, find undecodable images",
     "evaluate": "accuracy of a trained network on a data set, by class, and its confusions",
     "evaluator": "keep a supernet and its images loaded for the trials of a search",
     "export": "a trained network as ONNX, int8, or a folder to hand over; checked on real images",

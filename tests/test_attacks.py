@@ -26,6 +26,7 @@ from spos.commands.search_run import read_arguments
 from spos.convert.architectures import read_architecture
 from spos.convert.weights import read_weights
 from spos.cost.table import CostTable
+from spos.data.cifar import unpack_cifar
 from spos.data.decode import BadImage, load_rgb
 from spos.data.index import load_index
 from spos.data.split import load_split
@@ -199,6 +200,9 @@ READERS = {
     "NAS-Bench-Macro": Reader("nas-bench-macro.json", load_macro_table, ConfigError),
     "run settings": Reader("args.json", lambda path: read_settings(path.parent), ConfigError),
     "index of images": Reader(".spos-train.json", load_index, DataError),
+    "CIFAR archive": Reader(
+        "cifar.tar.gz", lambda path: unpack_cifar(path, path.parent / "images"), DataError
+    ),
     "split": Reader("split.json", load_split, DataError),
     "image": Reader("image.jpg", read_image, DataError),
     "checkpoint": Reader("step_00000001.pt", read_marked_checkpoint, CheckpointError),

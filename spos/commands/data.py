@@ -1,4 +1,4 @@
-"""`python -m spos data`: make the embedded data set, split a data set, check its images.
+"""`python -m spos data`: make data sets of own images, CIFAR and the digits, split and check them.
 
 Imports only `spos.data` and `spos.errors`; never torch, so that it starts at once.
 """
@@ -8,13 +8,36 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from spos.errors import ConfigError
 
+if TYPE_CHECKING:
+    from spos.data.folder import DataFolder
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the three actions; each sets ``run``."""
+    """Add the actions; each sets ``run``."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
+
+    summary = "make a data set of a folder of class folders, by links"
+    arrange = actions.add_parser("arrange", help=summary, description=summary)
+    arrange.add_argument("source", type=Path, help="<class>/*.jpg, or train/<class>/*.jpg alone")
+    arrange.add_argument("dir", type=Path, help="what to make: train/<class>/ and test/<class>/")
+    arrange.add_argument(
+        "--test", type=float, default=0.15, metavar="SHARE", help="of each class (%(default)s)"
+    )
+    arrange.add_argument("--seed", type=int, default=0, help="of the random choice (%(default)s)")
+    arrange.add_argument("--copy", action="store_true", help="copy the files instead of linking")
+    arrange.set_defaults(run=_run_arrange)
+
+    summary = "write CIFAR-10 or CIFAR-100 as folders of PNG"
+    cifar = actions.add_parser("cifar", help=summary, description=summary)
+    cifar.add_argument(
+        "archive", type=Path, help="cifar-10-binary.tar.gz or cifar-100-binary.tar.gz"
+    )
+    cifar.add_argument("dir", type=Path, help="what to make, such as data/cifar10")
+    cifar.set_defaults(run=_run_cifar)
 
     digits = actions.add_parser("digits", help="write the embedded data set as JPEG folders")
     digits.add_argument("dir", nargs="?", default="data/digits", type=Path, help="%(default)s")
@@ -22,7 +45,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     split = actions.add_parser("split", help="choose the images that are held out of training")
     split.add_argument("dir", type=Path, help="the data set: train/<class>/*.jpg and val/ or test/")
-    split.add_argument("--per-class", type=int, default=50, help="images of each (%(default)s)")
+    split.add_argument(
+        "--per-class", type=int, metavar="N",
+        help="images of each (50, or a fifth of the smallest class if that is too small)",
+    )  # fmt: skip
     split.add_argument("--seed", type=int, default=0, help="of the random choice (%(default)s)")
     split.add_argument("--output", type=Path, help="the file to write (DIR/split.json)")
     split.set_defaults(run=_run_split)
@@ -34,6 +60,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check.set_defaults(run=_run_check)
 
 
+def _run_arrange(arguments: argparse.Namespace) -> int:
+    from spos.data.arrange import arrange_images
+
+    data = arrange_images(
+        arguments.source,
+        arguments.dir,
+        test_share=arguments.test,
+        seed=arguments.seed,
+        copy=arguments.copy,
+    )
+    print(_describe(arguments.dir, data))
+    return 0
+
+
+def _run_cifar(arguments: argparse.Namespace) -> int:
+    from spos.data.cifar import unpack_cifar
+
+    print(_describe(arguments.dir, unpack_cifar(arguments.archive, arguments.dir)))
+    return 0
+
+
+def _describe(folder: Path, data: DataFolder) -> str:
+    return (
+        f"{folder}: {len(data.train):,} images to train on and {len(data.test):,} to test, "
+        f"{len(data.train.classes):,} classes"
+    )
+
+
 def _run_digits(arguments: argparse.Namespace) -> int:
     from spos.data.digits import prepare_digits
 
@@ -43,10 +97,13 @@ def _run_digits(arguments: argparse.Namespace) -> int:
 
 def _run_split(arguments: argparse.Namespace) -> int:
     from spos.data.folder import open_data
-    from spos.data.split import make_split, save_split
+    from spos.data.split import DEFAULT_PER_CLASS, default_per_class, make_split, save_split
 
     train = open_data(arguments.dir).train
-    split = make_split(train, per_class=arguments.per_class, seed=arguments.seed)
+    per_class = arguments.per_class
+    if per_class is None:
+        per_class = default_per_class(train)
+    split = make_split(train, per_class=per_class, seed=arguments.seed)
     output = arguments.output or arguments.dir / "split.json"
     try:
         save_split(output, split)
@@ -54,9 +111,12 @@ def _run_split(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"{output}: cannot be written ({problem.strerror}); name another --output"
         ) from None
+    left, note = len(train) - len(split.held_out), ""
+    if arguments.per_class is None and per_class < DEFAULT_PER_CLASS:
+        note = f" ({per_class} of each class, a fifth of the smallest)"
     print(
-        f"{output}: {len(split.held_out):,} images held out, {len(train) - len(split.held_out):,} "
-        f"left to train on, {len(train.classes):,} classes"
+        f"{output}: {len(split.held_out):,} images held out{note}, {left:,} left to train on, "
+        f"{len(train.classes):,} classes"
     )
     return 0
 

@@ -19,6 +19,7 @@ class Stream(IntEnum):
     AUGMENTATION = 2
     SPLIT = 3
     SUBSET = 4
+    TEST = 5
 
 
 def random_words(
@@ -67,7 +68,7 @@ def counter_generator(seed: int, step: int, *, stream: int = 0) -> np.random.Gen
     Args:
         seed: any integer; the same modulo 2**64 is the same.
         step: 0 to 2**64 - 1.
-        stream: of one seed; none but 0 shares words with `random_words`, and 0 only in steps 1 to 4
+        stream: of one seed; none but 0 shares words with `random_words`, and 0 only in steps 1 to 5
             (with the orders and splits of epoch 0, to which paths have no relation).
     """
     key = np.array([seed % 2**64, stream], np.uint64)

@@ -1,12 +1,11 @@
 """The embedded data set: scikit-learn's handwritten digits, written once as JPEG class folders.
 
-Imports only `spos.errors`, `spos.files` and the folder, split and random numbers of this package.
+Imports only `spos.errors` and the folder, split and making of folders of this package.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from PIL import Image
 
 from spos.data.folder import DataFolder, open_data, scan_folder
 from spos.data.split import make_split, save_split
+from spos.data.whole_folder import make_folder
 from spos.errors import ConfigError, DataError
-from spos.files import lock_file
 
 IMAGE_SIZE = 32
 NUM_IMAGES = 1797
@@ -31,27 +30,14 @@ def prepare_digits(folder: Path | str) -> Path:
 
     1,797 real 8x8 images of handwritten digits (Alpaydin and Kaynak 1998), enlarged to 32x32 grey
     JPEGs: ``train/<digit>/``, ``test/<digit>/`` (30 of each digit) and ``split.json`` (25 of each
-    digit held out of training). They are built in a folder beside it and renamed, under a lock, so
-    that a kill leaves nothing half-written and several processes may ask at once.
+    digit held out of training). A kill leaves nothing half-written, and several processes may ask
+    at once (see `make_folder`).
 
     Raises:
         DataError: if something else is at ``folder``, images are missing, or it is not writable.
         ConfigError: if scikit-learn is not installed.
     """
-    folder = Path(folder)
-    if _is_complete(folder):
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with lock_file(folder.parent / f".{folder.name}.lock"):
-            if not _is_complete(folder):  # else another process was faster
-                _build(folder)
-    except OSError as problem:
-        raise DataError(
-            f"{folder}: the digits cannot be written there ({problem.strerror or problem}); "
-            "name a folder on a disk with space, where you may write"
-        ) from None
-    return folder
+    return make_folder(folder, holds="the digits", check=_check_digits, write=_write_digits)
 
 
 def is_digits(data: DataFolder) -> bool:
@@ -60,35 +46,11 @@ def is_digits(data: DataFolder) -> bool:
     return is_ten and len(data.train) + len(data.test) == NUM_IMAGES
 
 
-def _is_complete(folder: Path) -> bool:
-    if not os.path.lexists(folder):
-        return False
-    advice = "remove it, or name another folder"
-    if not folder.is_dir():
-        raise DataError(f"{folder}: is not a folder; {advice}")
-    if not any(folder.iterdir()):
-        return False
-    try:
-        data = open_data(folder)
-    except DataError as problem:
-        raise DataError(f"{folder}: does not hold the digits ({problem}); {advice}") from None
+def _check_digits(folder: Path) -> None:
+    data = open_data(folder)
     found = len(data.train) + len(data.test)
     if found != NUM_IMAGES or not (folder / "split.json").is_file():
-        raise DataError(
-            f"{folder}: does not hold the digits: expected {NUM_IMAGES} images and split.json, "
-            f"found {found} images; {advice}"
-        )
-    return True
-
-
-def _build(folder: Path) -> None:
-    partial = folder.parent / f".{folder.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
-    try:
-        _write_digits(partial)
-        os.rename(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise DataError(f"expected {NUM_IMAGES} images and split.json, found {found} images")
 
 
 def _write_digits(folder: Path) -> None:

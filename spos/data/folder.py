@@ -6,6 +6,7 @@ Imports only `spos.errors` and the index of this package.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -73,7 +74,8 @@ def open_data(data_dir: Path | str, *, index_dir: Path | None = None) -> DataFol
         missing = "train/<class>/" if not train_dir.is_dir() else "val/<class>/ (or test/<class>/)"
         raise DataError(
             f"{data_dir}: has no {missing}; a data set is a folder with train/<class>/*.jpg and "
-            "val/<class>/*.jpg (or test/<class>/*.jpg)"
+            "val/<class>/*.jpg (or test/<class>/*.jpg); `python -m spos data arrange "
+            f"{shlex.quote(str(data_dir))} NEW` makes one of <class>/*.jpg or train/<class>/*.jpg"
         )
     places = [data_dir, index_dir] if index_dir else [data_dir]
     train, test = (

@@ -5,6 +5,7 @@ Imports only `spos.errors`, `spos.files` and the folder and random numbers of th
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,10 +14,11 @@ import numpy as np
 
 from spos.data.counter_random import Stream, check_seed, random_words
 from spos.data.folder import ImageSet, select_images
-from spos.errors import DataError
+from spos.errors import ConfigError, DataError
 from spos.files import read_json, write_json
 
 FORMAT_VERSION = 1
+DEFAULT_PER_CLASS = 50  # held out of training
 _KEYS = {"version", "seed", "per_class", "classes", "held_out"}
 
 
@@ -37,7 +39,18 @@ class Split:
     seed: int
 
 
-def make_split(train: ImageSet, *, per_class: int = 50, seed: int = 0) -> Split:
+def default_per_class(train: ImageSet, *, wanted: int = DEFAULT_PER_CLASS) -> int:
+    """How many images of each class to hold out where nobody says: ``wanted``, if that can be.
+
+    Otherwise a fifth of the smallest class, at least one: most of it is left to train on. Where
+    ``wanted`` is possible it stays, though it may be up to half of a class, because runs that were
+    begun with it are only continued with the same images.
+    """
+    smallest = min(Counter(train.labels).values())
+    return wanted if wanted <= _most_held_out(smallest) else max(1, smallest // 5)
+
+
+def make_split(train: ImageSet, *, per_class: int = DEFAULT_PER_CLASS, seed: int = 0) -> Split:
     """Hold out ``per_class`` random images of each class.
 
     Differs from lliai's tool, which takes the first by name: names often follow the origin of the
@@ -48,13 +61,17 @@ def make_split(train: ImageSet, *, per_class: int = 50, seed: int = 0) -> Split:
     """
     labels = np.array(train.labels)
     sizes = np.bincount(labels, minlength=len(train.classes))
-    largest = (int(sizes.min()) - 1) // 2
+    largest = _most_held_out(int(sizes.min()))
     if not 1 <= per_class <= largest:
-        smallest = train.classes[int(sizes.argmin())]
+        smallest = f"{train.classes[int(sizes.argmin())]!r} has {sizes.min()}"
+        if largest < 1:
+            raise DataError(
+                f"{train.root}: cannot hold out images of each class: {smallest}, and it takes 3, "
+                "of which one is held out; add images or remove the class folder"
+            )
         raise DataError(
             f"{train.root}: cannot hold out {per_class} images of each class: it must be at least "
-            f"1 and less than half of the smallest class ({smallest!r} has {sizes.min()}), so at "
-            f"most {largest}"
+            f"1 and less than half of the smallest class ({smallest}), so at most {largest}"
         )
     grouped, ranks = _shuffled_within_class(labels, seed=seed, stream=Stream.SPLIT)
     held_out = sorted(train.paths[index] for index in grouped[ranks < per_class])
@@ -86,6 +103,37 @@ def apply_split(train: ImageSet, split: Split) -> tuple[ImageSet, ImageSet]:
     return (
         select_images(train, np.flatnonzero(~is_held_out)),
         select_images(train, np.flatnonzero(is_held_out)),
+    )
+
+
+def divide_classes(images: ImageSet, *, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """The images to train on and random test images, each class divided in the same proportion.
+
+    Args:
+        images: all of them; both parts keep their order.
+        share: of test images in each class, to the nearest number, at least one and not all.
+        seed: of the random choice.
+
+    Raises:
+        ConfigError: if the share is not between 0 and 1, or the seed out of range.
+        DataError: if a class has fewer than two images.
+    """
+    if not 0 < share < 1:
+        raise ConfigError(f"--test {share}: expected a share of the images, between 0 and 1")
+    labels = np.array(images.labels)
+    sizes = np.bincount(labels, minlength=len(images.classes))
+    if small := [images.classes[label] for label in np.flatnonzero(sizes < 2)]:
+        raise DataError(
+            f"{images.root / small[0]}: has one image, but a class takes two, to train on and to "
+            f"test ({len(small)} such classes); add images or remove the class folder"
+        )
+    counts = np.clip(np.rint(sizes * share).astype(int), 1, sizes - 1)
+    grouped, ranks = _shuffled_within_class(labels, seed=seed, stream=Stream.TEST)
+    is_test = np.zeros(len(images), bool)
+    is_test[grouped[ranks < counts[labels[grouped]]]] = True
+    return (
+        select_images(images, np.flatnonzero(~is_test)),
+        select_images(images, np.flatnonzero(is_test)),
     )
 
 
@@ -149,6 +197,11 @@ def load_split(path: Path | str) -> Split:
                 "training folder"
             )
     return Split(held_out, classes=classes, per_class=value["per_class"], seed=value["seed"])
+
+
+def _most_held_out(smallest: int) -> int:
+    """Less than half of a class."""
+    return (smallest - 1) // 2
 
 
 def _shuffled_within_class(

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from spos.files import read_json
 from spos.search.feasible import FeasibleSpace, Genes
 from spos.search.searcher import Method, Search
 
+PUBLISHED_TABLE = (
+    "data/nas-bench-macro_cifar10.json in the repository github.com/xiusu/NAS-Bench-Macro"
+)
 CANDIDATES = ("identity", "mb3_k3", "mb6_k5")  # digits 0, 1 and 2 of the benchmark's names
 NUM_LAYERS = 8
 NUM_RUNS = 3
@@ -43,13 +47,26 @@ class MacroTable:
     costs: CostTable
 
 
+def read_table(path: Path) -> Any:
+    """The JSON of a table of accuracies.
+
+    Raises:
+        ConfigError: if it is missing, which says where NAS-Bench-Macro's is published, or no JSON.
+    """
+    if not path.exists():
+        raise ConfigError(
+            f"{path}: is not there; the table of NAS-Bench-Macro is {PUBLISHED_TABLE}"
+        )
+    return read_json(path, error=ConfigError)
+
+
 def load_macro_table(path: Path) -> MacroTable:
     """Read the published file: a name such as ``"02012100"`` -> ``test_acc``, ``mean_acc``, ....
 
     Raises:
         ConfigError: if the file is missing or not that table.
     """
-    value = read_json(path, error=ConfigError)
+    value = read_table(path)
     try:
         every = {
             genes: value["".join(map(str, genes))]
@@ -65,7 +82,7 @@ def load_macro_table(path: Path) -> MacroTable:
     except (KeyError, TypeError, ValueError) as problem:
         raise ConfigError(
             f"{path}: is not the table of NAS-Bench-Macro ({type(problem).__name__}: {problem}); "
-            "expected its file nas-bench-macro_cifar10.json"
+            f"expected {PUBLISHED_TABLE}"
         ) from None
     return MacroTable(runs, means, costs)
 

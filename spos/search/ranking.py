@@ -1,6 +1,6 @@
 """How well a supernet ranks architectures whose true accuracies are known.
 
-Imports `spos.architecture`, `spos.errors`, `spos.files`, `spos.search.benchmark`, numpy and scipy.
+Imports `spos.architecture`, `spos.errors`, `spos.search.benchmark`, numpy and scipy.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import scipy.stats
 
 from spos.architecture import Architecture, SearchSpec
 from spos.errors import ConfigError
-from spos.files import read_json
-from spos.search.benchmark import CANDIDATES, load_macro_table
+from spos.search.benchmark import CANDIDATES, load_macro_table, read_table
 
 NUM_RESAMPLES = 1_000  # of the bootstrap
 MIN_ARCHITECTURES = 3
@@ -94,7 +93,7 @@ def read_truth(path: Path, spec: SearchSpec) -> dict[Architecture, float]:
         ConfigError: if the file is neither, or has an architecture twice.
         ArchitectureError: if an architecture is not one of the space.
     """
-    value = read_json(path, error=ConfigError)
+    value = read_table(path)
     if not isinstance(value, list):
         return _macro_truth(path, spec)
     truth: dict[Architecture, float] = {}

@@ -25,7 +25,7 @@ from spos.data.folder import DataFolder, ImageSet, open_data
 from spos.data.loader import Loader, build_loader
 from spos.data.preprocessing import Preprocessing
 from spos.data.schedule import Schedule, count_batches
-from spos.data.split import Split, apply_split, load_split, make_split
+from spos.data.split import Split, apply_split, default_per_class, load_split, make_split
 from spos.errors import ConfigError, DataError
 from spos.training.parallel import rank, world_size
 from spos.training.recipe import CPU_PHOTOGRAPHS, PRESETS, Preset, Recipe
@@ -232,11 +232,24 @@ def reopen_inputs(
     )
 
 
-def open_split(data: DataFolder, data_dir: Path, *, per_class: int) -> Split:
-    """The split beside the data if there is one, else a new one of ``per_class`` images."""
-    path = data_dir / "split.json"
+def open_split(inputs: Inputs, *, per_class: int | None) -> Split:
+    """The split beside the data if there is one, else a new one.
+
+    That holds out exactly ``per_class`` images of each class; if it is None, as many as suit this
+    kind of data or what `default_per_class` makes of that.
+    """
+    data, wanted = inputs.data, inputs.preset.held_out_per_class
+    path = data.train.root.parent / "split.json"
     if path.exists():
         split = load_split(path)
+    elif per_class is None:
+        number = default_per_class(data.train, wanted=wanted)
+        split = make_split(data.train, per_class=number)
+        if number < wanted and rank() == 0:
+            log.info(
+                "held out of each class: %d images, a fifth of the smallest, which is too small "
+                "for %d (--held-out-per-class)", number, wanted,
+            )  # fmt: skip
     else:
         try:
             split = make_split(data.train, per_class=per_class)

@@ -55,6 +55,41 @@ def test_split_refuses_what_it_cannot_do(tmp_path: Path, digits: DataFolder) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_split_of_small_classes_says_what_it_holds_out(
+    data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "split", str(data_dir)]) == 0
+    assert "2 images held out (1 of each class, a fifth of the smallest)" in capsys.readouterr().out
+    with pytest.raises(DataError, match="cannot hold out 50 .*at most 1"):
+        main(["data", "split", str(data_dir), "--per-class", "50"])
+    with pytest.raises(DataError, match="cannot hold out 0 "):
+        main(["data", "split", str(data_dir), "--per-class", "0"])
+
+
+def test_own_images_are_arranged(
+    make_images: Callable[..., ImageSet], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = make_images(10).root, tmp_path / "set"
+    words = ["data", "arrange", str(source), str(target), "--test", "0.3", "--seed", "5"]
+    assert main(words) == 0
+    said = f"{target}: 14 images to train on and 6 to test, 2 classes\n"
+    assert capsys.readouterr().out == said
+    assert main(words) == 0
+    assert capsys.readouterr().out == said
+    assert main(["data", "check", str(target)]) == 0
+    assert main(["data", "split", str(target)]) == 0
+    assert "2 images held out (1 of each class" in capsys.readouterr().out
+    assert main(["data", "arrange", str(source), str(tmp_path / "copy"), "--copy"]) == 0
+    assert not any(path.is_symlink() for path in (tmp_path / "copy").rglob("*"))
+
+
+def test_archive_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cifar-10-python.tar.gz").touch()
+    words = [str(tmp_path / name) for name in ("cifar-10-python.tar.gz", "cifar10")]
+    with pytest.raises(DataError, match="expected cifar-10-binary.tar.gz or cifar-100-binary"):
+        main(["data", "cifar", *words])
+
+
 def test_check_passes_whole_images(
     make_images: Callable[..., ImageSet], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,7 +75,8 @@ def test_test_images_need_no_training_images(tmp_path: Path) -> None:
     [
         ([], "is not a folder"),
         (["val/a/1.jpg"], "has no train/"),
-        (["train/a/1.jpg"], "has no val/<class>/"),
+        (["a/1.jpg"], "has no train/.*`python -m spos data arrange .*set NEW` makes one"),
+        (["train/a/1.jpg"], "has no val/<class>/.*`python -m spos data arrange .*set NEW`"),
         (["train/1.jpg", "val/a/1.jpg"], "train: has no class folders"),
         (["train/a/1.jpg", "train/b/1.txt", "val/a/1.jpg"], "b: a class folder without images"),
         (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg"], "only in training: b"),

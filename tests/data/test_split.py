@@ -12,6 +12,8 @@ from spos.data.split import (
     Split,
     apply_split,
     balanced_subset,
+    default_per_class,
+    divide_classes,
     load_split,
     make_split,
     save_split,
@@ -66,6 +68,57 @@ def test_split_stays_the_same_for_ever() -> None:
 def test_too_many_held_out_names_the_largest(per_class: int) -> None:
     with pytest.raises(DataError, match=r"'c1' has 10.*at most 4"):
         make_split(image_set(30, 10), per_class=per_class)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_class_of_two_images_cannot_be_split(size: int) -> None:
+    with pytest.raises(DataError, match=f"'c1' has {size}, and it takes 3"):
+        make_split(image_set(30, size), per_class=1)
+
+
+@pytest.mark.parametrize("wanted", [25, 50])
+def test_default_is_what_it_was_wherever_that_was_possible(wanted: int) -> None:
+    for size in range(1, 400):
+        train = image_set(400, size)
+        number = default_per_class(train, wanted=wanted)
+        try:
+            split = make_split(train, per_class=wanted)
+        except DataError:
+            assert number == max(1, size // 5)
+        else:
+            assert number == wanted == split.per_class
+
+
+@pytest.mark.parametrize(
+    ("size", "number"), [(3, 1), (9, 1), (10, 2), (30, 6), (100, 20), (101, 50)]
+)
+def test_small_classes_hold_out_a_fifth(size: int, number: int) -> None:
+    assert default_per_class(image_set(1000, size)) == number
+    assert len(make_split(image_set(1000, size), per_class=number).held_out) == 2 * number
+
+
+@given(
+    sizes=st.lists(st.integers(2, 60), min_size=1, max_size=8),
+    share=st.floats(0.001, 0.999),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_every_class_is_divided_alike(sizes: list[int], share: float, seed: int) -> None:
+    images = image_set(*sizes)
+    train, test = divide_classes(images, share=share, seed=seed)
+    assert sorted(train.paths + test.paths) == list(images.paths)
+    assert train.classes == test.classes == images.classes
+    counts = Counter(test.labels)
+    for label, size in enumerate(sizes):
+        assert 1 <= counts[label] <= size - 1
+        assert abs(counts[label] - share * size) <= 1
+    assert (train, test) == divide_classes(images, share=share, seed=seed)
+
+
+def test_division_stays_the_same_for_ever() -> None:
+    _, test = divide_classes(image_set(9, 7), share=0.3, seed=1)
+    assert test.paths == (
+        "c0/00003.jpg", "c0/00006.jpg", "c0/00007.jpg", "c1/00004.jpg", "c1/00005.jpg",
+    )  # fmt: skip
 
 
 def test_split_survives_its_file(tmp_path: Path, digits: DataFolder) -> None:

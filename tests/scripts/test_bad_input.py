@@ -165,7 +165,8 @@ CASES = {
         "scratch", ("gone", "is not a folder"), ("--data-dir", "gone")
     ),
     "data folder without val": Case(
-        "supernet", ("data", "has no val/"), change=remove("data/val")
+        "supernet", ("data", "has no val/", "python -m spos data arrange data NEW"),
+        change=remove("data/val"),
     ),
     "class folder without images": Case(
         "supernet", ("data/train/class_1", "without images"), change=empty_class

@@ -116,6 +116,16 @@ def test_split_beside_the_data_is_used(workspace):
     assert (workspace.folder / "other" / "split.json").read_bytes() == split
 
 
+def test_classes_too_small_for_the_default_hold_out_a_fifth(workspace):
+    words = ("--space", TINY, "--device", "cpu", "--workers", 0, "--epochs", 0, "--val-paths", 0)
+    for _ in ("made", "continued"):
+        done = run_script("supernet.py", "--data-dir", "data", "--run-dir", "small", *words,
+                          folder=workspace.folder)  # fmt: skip
+        assert done.status == 0, done.stderr
+        assert "held out of each class: 3 images, a fifth of the smallest" in done.stderr
+    assert len(load_split(workspace.folder / "small" / "split.json").held_out) == 9
+
+
 # --- stopped, killed -----------------------------------------------------------------------------
 
 

@@ -171,7 +171,11 @@ def test_command_prints_json(table, shared_data, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--table", "nothere.json"], "nothere.json"),
+        (
+            ["--table", "nothere.json"],
+            "nothere.json: is not there.*data/nas-bench-macro_cifar10.json "
+            "in the repository github.com/xiusu/NAS-Bench-Macro",
+        ),
         (["--seeds", "0"], "--seeds 0"),
         (["--set", "population"], "--set population"),
         (["--set", "populatoin=3"], "populatoin is no setting"),

@@ -98,6 +98,8 @@ def test_bad_results_are_named(tmp_path):
     ):
         with pytest.raises(error, match=words):
             read_truth(write_truth(path, entries), spec)
+    with pytest.raises(ConfigError, match="is not there.*github.com/xiusu/NAS-Bench-Macro"):
+        read_truth(tmp_path / NAME, spec)
 
 
 def test_draw_is_a_function_of_the_seed(shared_data):

@@ -1,6 +1,7 @@
 """Inputs: what kind of images there are, and what suits them unless a flag says otherwise."""
 
 import argparse
+import dataclasses
 import logging
 
 import pytest
@@ -158,19 +159,35 @@ def test_stage_after_uses_what_the_stage_before_did(tmp_path):
 
 
 def test_split_beside_the_data_is_preferred(tmp_path):
-    data = open_data(write_data(tmp_path, train=8, test=1))
-    drawn = open_split(data, tmp_path, per_class=2)
-    assert drawn == make_split(data.train, per_class=2)
-    given = make_split(data.train, per_class=3, seed=7)
+    inputs = open_with("--data-dir", write_data(tmp_path, train=8, test=1))
+    drawn = open_split(inputs, per_class=2)
+    assert drawn == make_split(inputs.data.train, per_class=2)
+    given = make_split(inputs.data.train, per_class=3, seed=7)
     save_split(tmp_path / "split.json", given)
-    assert open_split(data, tmp_path, per_class=2) == given
+    assert open_split(inputs, per_class=2) == open_split(inputs, per_class=None) == given
     assert len({split_id(split) for split in (drawn, given)}) == 2
-    assert split_id(given) == split_id(make_split(data.train, per_class=3, seed=7))
+    assert split_id(given) == split_id(make_split(inputs.data.train, per_class=3, seed=7))
+
+
+def test_default_fits_small_classes_and_says_so(tmp_path, caplog, monkeypatch):
+    inputs = open_with("--data-dir", write_data(tmp_path, train=16, test=1))
+    with caplog.at_level(logging.INFO, logger="spos"):
+        assert open_split(inputs, per_class=None).per_class == 3
+    assert "held out of each class: 3 images, a fifth of the smallest" in caplog.text
+    assert "too small for 50" in caplog.text
+    with pytest.raises(DataError, match="--held-out-per-class 8: .* cannot hold out 8"):
+        open_split(inputs, per_class=8)
+    caplog.clear()
+    fitting = dataclasses.replace(inputs.preset, held_out_per_class=7)
+    monkeypatch.setitem(inputs_module.PRESETS, inputs.kind, fitting)
+    with caplog.at_level(logging.INFO, logger="spos"):
+        assert open_split(inputs, per_class=None).per_class == 7
+    assert caplog.text == ""
 
 
 def test_split_of_other_data_is_refused(tmp_path):
-    data = open_data(write_data(tmp_path / "a", train=8, test=1))
+    inputs = open_with("--data-dir", write_data(tmp_path / "a", train=8, test=1))
     other = open_data(write_data(tmp_path / "b", train=12, test=1))
     save_split(tmp_path / "a" / "split.json", make_split(other.train, per_class=5))
     with pytest.raises(DataError, match="not in .*a/train"):
-        open_split(data, tmp_path / "a", per_class=2)
+        open_split(inputs, per_class=2)
