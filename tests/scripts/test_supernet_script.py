@@ -76,14 +76,17 @@ def test_metrics_tell_the_spread_of_the_sampled_paths(trained, uninterrupted):
 
 def test_repeated_command_of_a_finished_run_changes_nothing(workspace):
     run = workspace.folder / "supernet"
-    kept = ("args.json", "split.json", "cost.json", "metrics.jsonl", "checkpoints/step_00000018.pt")
+    kept = ("split.json", "cost.json", "metrics.jsonl", "checkpoints/step_00000018.pt")
     before = {name: (run / name).read_bytes() for name in kept}
+    settings = read_json(run / "args.json")
     finished = workspace.supernet()
     assert finished.status == 0, finished.stderr
     assert "continuing supernet after step 18 of 18" in finished.stderr
     search = f"python -m spos search start --run-dir supernet --space {TINY}"
     assert finished.stderr.endswith(f"done: supernet; next: {search}\n")
     assert {name: (run / name).read_bytes() for name in kept} == before
+    settings["runtime"]["data_dir"] = str((workspace.folder / "data").resolve())  # this copy's
+    assert read_json(run / "args.json") == settings
 
 
 @pytest.mark.parametrize(
