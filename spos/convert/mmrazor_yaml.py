@@ -15,7 +15,6 @@ from spos.errors import ArchitectureError
 
 MAX_YAML_CHARACTERS = 2**16
 MAX_EVENTS = 4096
-VARIANTS = ("1.x", "prefix", "0.x")
 
 # Our candidate's name -> MMRazor's, of its two search spaces.
 SHUFFLE_NAMES = {

@@ -1,6 +1,6 @@
 """A subnet as feature extractor: its maps at several strides, as detection and segmentation want.
 
-Imports `spos.errors` and torch.
+Imports `spos.errors`, `spos.spaces.halves` and torch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spos.errors import ConfigError
+from spos.spaces.halves import join
 
 STRIDES = (4, 8, 16, 32)
 _PROBE = 256  # pixels, so that every stride of ours divides the side
@@ -72,13 +73,8 @@ class FeatureBackbone(nn.Module):
         for index, layer in enumerate(self.body):
             x = layer(x)
             if index in self._ends:
-                maps[self._ends[index]] = _whole(x)
+                maps[self._ends[index]] = join(x)
         return maps
-
-
-def _whole(x: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """A map whose channels a block may hand on in parts, the leading ones first."""
-    return x if isinstance(x, Tensor) else torch.cat(x, 1)
 
 
 def _last_of_each_stride(body: nn.Sequential) -> dict[int, tuple[int, int]]:
@@ -88,6 +84,6 @@ def _last_of_each_stride(body: nn.Sequential) -> dict[int, tuple[int, int]]:
     ends = {}
     for index, layer in enumerate(probe):
         x = layer(x)
-        whole = _whole(x)
+        whole = join(x)
         ends[_PROBE // whole.shape[-1]] = (index, whole.shape[1])
     return ends

@@ -158,10 +158,10 @@ def percent_axis(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.{digits}f}"))
 
 
-def legend_above(axes: Axes, *, columns: int = 4) -> None:
+def legend_above(axes: Axes) -> None:
     """The legend on a line of its own over the plot, where it hides no point."""
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2,
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2,
         handlelength=1.6, columnspacing=1.2, scatteryoffsets=[0.5],
     )  # fmt: skip
 

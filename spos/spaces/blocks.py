@@ -242,9 +242,9 @@ def normalization(channels: Width, *, affine: bool) -> nn.Module:
     return kind(channels, affine=affine)
 
 
-def round_up(width: int, multiple: int = 8) -> int:
-    """The least multiple that is not less than ``width``."""
-    return -(-width // multiple) * multiple
+def round_up(width: int) -> int:
+    """The least multiple of 8 that is not less than ``width``."""
+    return -(-width // 8) * 8
 
 
 def _split(x: Tensor | Halves, split: str) -> Halves:
