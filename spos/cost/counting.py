@@ -195,10 +195,12 @@ def _check_classes(supernet: Supernet, spec: SearchSpec, image_size: int) -> Non
 
 
 def _check_table(table: CostTable, supernet: Supernet, image_size: int) -> None:
-    """Compare the table with direct counts of a few paths."""
-    generator = random.Random(0)
-    for _ in range(NUM_CHECKED_PATHS):
-        choices = {k: generator.choice(v) for k, v in table.spec.choices.items()}
+    """Compare the table with direct counts of a few paths, which hold every candidate."""
+    generator, known = random.Random(0), table.spec.choices
+    orders = {label: generator.sample(each, k=len(each)) for label, each in known.items()}
+    longest = max(map(len, orders.values()), default=0)
+    for number in range(max(longest, NUM_CHECKED_PATHS)):
+        choices = {label: each[number % len(each)] for label, each in orders.items()}
         supernet.activate(choices)
         layers = _count_layers(supernet, image_size)
         counted = sum(each.macs for each in layers), sum(each.params for each in layers)

@@ -246,6 +246,34 @@ class _Strided(ModelSpace):
         return self.conv(self.pool(x)).mean((2, 3))
 
 
+class _RarelyStrided(ModelSpace):
+    """One candidate of one layer leaves maps of another size to the layers after it."""
+
+    def __init__(self, num_classes: int = 2, place: int = 0) -> None:
+        super().__init__()
+        strides = [[1, 1, 2 if index == place else 1] for index in range(8)]
+        self.layers = nn.Sequential(
+            *(
+                LayerChoice(
+                    {f"s{n}": nn.Conv2d(3, 3, 3, each, 1) for n, each in enumerate(layer)},
+                    label=f"layer_{index}",
+                )
+                for index, layer in enumerate(strides)
+            )
+        )
+        self.head = nn.Conv2d(3, num_classes, 1)
+
+    def forward(self, x):
+        return self.head(self.layers(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize("place", range(8))
+def test_candidate_that_halves_is_found_wherever_it_is(own_spaces, place):
+    own_spaces["rare"] = _RarelyStrided
+    with pytest.raises(ConfigError, match="costs are not additive"):
+        build_cost_table("rare", options={"image_size": 8, "place": place})
+
+
 class _Fixed(ModelSpace):
     """Takes no options and fits images of 8 x 8 only."""
 
