@@ -117,6 +117,20 @@ def test_bounds_are_reached_and_not_exceeded():
         assert TABLE.bounds(metric) == pytest.approx((min(costs), max(costs)))
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_bounds_of_measured_costs_are_those_of_an_architecture_to_the_bit(seed):
+    generator = random.Random(seed)
+    labels = [f"layer_{number}" for number in range(12)]
+    spec = SearchSpec("measured", {}, dict.fromkeys(labels, ("k3", "k5")))
+    columns = {label: (generator.random(), generator.random()) for label in labels}
+    terms = [Term((label,), {"ms": columns[label]}) for label in labels]
+    table = CostTable(spec, {"ms": generator.random()}, terms)
+    for choose, bound in zip((min, max), table.bounds("ms"), strict=True):
+        best = {label: spec.choices[label][each.index(choose(each))]
+                for label, each in columns.items()}  # fmt: skip
+        assert table.cost(best, "ms") == bound
+
+
 def test_bounds_enclose_terms_that_share_a_label():
     shared = Term(("layer_2", "layer_1"), {"macs": (0, 9, 1, 8, 2, 7)})
     table = CostTable(SPEC, {"macs": 0}, [Term(("layer_2",), {"macs": (5, 0, 3)}), shared])

@@ -16,6 +16,7 @@ from spos.cost.table import CostTable
 from spos.errors import ConstraintError
 
 MAX_CELLS = 2**18  # 20 layers of them take 40 MB
+MAX_RANGES = 32  # of which sums are kept; samplers have 7 bins
 
 
 @dataclass(frozen=True)
@@ -67,26 +68,25 @@ class CostAxis:
         ]
         self._order = list(table.spec.choices)
         self._ways = self._count_ways()
-        self._cumulative = np.concatenate([[0.0], np.cumsum(self._ways[0])])
+        self._sums: dict[tuple[int, int], np.ndarray] = {}
 
     def count_between(self, low: float, high: float, *, closed: bool = True) -> float:
         """About how many architectures cost between ``low`` and ``high`` (exact to rounding).
 
         Those that cost just ``high`` are counted if ``closed``.
         """
-        first, last = self._cells(low, high, closed)
-        return float(self._cumulative[last] - self._cumulative[first])
+        sums = self._add_up(*self._cells(low, high, closed))
+        return float(sums[-1]) if len(sums) else 0.0
 
     def draw(
         self, low: float, high: float, generator: np.random.Generator, *, closed: bool = True
     ) -> dict[str, Candidate]:
         """One of the architectures that `count_between` counts, all equally likely."""
         first, last = self._cells(low, high, closed)
-        begin, end = self._cumulative[first], self._cumulative[last]
+        sums = self._add_up(first, last)
         draws = generator.random(1 + len(self._terms) + len(self._free))
-        target = begin + draws[0] * (end - begin)
-        cell = int(np.searchsorted(self._cumulative, target, side="right")) - 1
-        cell = min(max(cell, first), last - 1)
+        cell = first + int(np.searchsorted(sums, draws[0] * sums[-1], side="right"))
+        cell = min(cell, last - 1)
         choices: dict[str, Candidate] = {}
         for draw, term, ways in zip(draws[1:], self._terms, self._ways[1:], strict=False):
             number = _pick(draw, [ways[cell - o] if o <= cell else 0.0 for o in term.offsets])
@@ -97,6 +97,17 @@ class CostAxis:
         ):
             choices[label] = candidates[int(draw * len(candidates))]
         return {label: choices[label] for label in self._order}
+
+    def _add_up(self, first: int, last: int) -> np.ndarray:
+        """Numbers of architectures up to each cell of a range.
+
+        Not differences of sums over the whole axis: at 1e32 architectures those of its ends vanish.
+        """
+        if (first, last) not in self._sums:
+            if len(self._sums) >= MAX_RANGES:
+                self._sums.clear()
+            self._sums[first, last] = self._ways[0][first:last].cumsum()
+        return self._sums[first, last]
 
     def _cells(self, low: float, high: float, closed: bool) -> tuple[int, int]:
         first = math.ceil((low - self.slack - self._low) / self._cell - 1e-9)

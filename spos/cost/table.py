@@ -94,9 +94,11 @@ class CostTable:
 
     def bounds(self, metric: str = "macs") -> tuple[float, float]:
         """Least and greatest cost in the space (of the terms one by one if not separable)."""
-        columns = [term.costs[self._known(metric)] for term in self.terms]
-        fixed = self.fixed[metric]
-        return fixed + sum(map(min, columns)), fixed + sum(map(max, columns))
+        low = high = self.fixed[self._known(metric)]
+        for term in self.terms:  # in the order of `cost`, so that both round alike
+            low += min(term.costs[metric])
+            high += max(term.costs[metric])
+        return low, high
 
     def digest(self, metric: str) -> str:
         """SHA-256 of a metric's numbers: another one once it has been measured again.
@@ -148,6 +150,7 @@ class CostTable:
         if any(set(left) - set(other.spec.choices[k]) for k, left in spec.choices.items()):
             return self
         part = other.restrict(spec.choices)
+        part.trained = self.trained
         counted = [metric for metric in self.metrics if metric not in self.measured]
         return part if _counted(part, counted) == _counted(self, counted) else self
 

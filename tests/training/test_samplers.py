@@ -230,6 +230,30 @@ def test_ranges_that_the_sampler_cannot_use_are_refused(name, ranges, message):
         build_sampler(name, width_table(), seed=0, ranges=ranges)
 
 
+@pytest.mark.parametrize("low, high", [(0, 10**9), (-math.inf, 10**9), (0, math.inf)])
+def test_range_beyond_the_space_is_the_space(shufflenet, low, high):
+    least, greatest = shufflenet.bounds()
+    usual = build_sampler(
+        "macs-uniform", shufflenet, seed=0, ranges=[Constraint("macs", least, greatest)]
+    )
+    wider = build_sampler(
+        "macs-uniform", shufflenet, seed=0, ranges=[Constraint("macs", low, high)]
+    )
+    assert wider.bins == usual.bins and len(usual.bins) == 7
+
+
+def test_no_architecture_of_a_huge_space_vanishes_from_its_count():
+    labels = [f"layer_{number}" for number in range(40)]
+    spec = SearchSpec("huge", {}, {label: tuple(range(1, 9)) for label in labels})
+    costs = {"macs": tuple(range(8))}
+    table = CostTable(spec, {"macs": 0}, [Term((label,), costs) for label in labels])
+    axis = CostAxis(table, "macs")
+    assert axis.count_between(0, 280) == pytest.approx(8.0**40)
+    assert [axis.count_between(end, end) for end in (0, 1, 279, 280)] == [1, 40, 40, 1]
+    drawn = axis.draw(280, 281, np.random.default_rng(0))
+    assert table.cost(drawn) == 280
+
+
 def test_open_end_of_a_range_is_where_the_space_ends():
     table = width_table()
     low, high = table.bounds("macs")

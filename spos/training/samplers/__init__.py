@@ -176,12 +176,10 @@ def _build(
 
 
 def _ends(table: CostTable, given: Constraint) -> tuple[float, float]:
-    """The ends of a range, an open one where the space ends."""
+    """The ends of a range, as far as the space reaches: bins beyond it would be empty."""
+    given.check_reachable(table)
     low, high = table.bounds(given.metric)
-    return (
-        low if math.isinf(given.low) else given.low,
-        high if math.isinf(given.high) else given.high,
-    )
+    return max(low, given.low), min(high, given.high)
 
 
 def _is_published(spec: SearchSpec) -> bool:
