@@ -62,10 +62,8 @@ def run_locally(args: argparse.Namespace, class_args: dict[str, Any]) -> SearchR
     Raises:
         SposError: if a setting is wrong, the supernet is not there or the search cannot go on.
     """
-    arguments = {
-        **read_arguments(args.config, class_args),
-        "cost_table": str((args.run_dir / "cost.json").resolve()),
-    }
+    arguments = read_arguments(args.config, class_args)
+    arguments.setdefault("cost_table", str((args.run_dir / "cost.json").resolve()))
     search = build_search(ExperimentPaths(Path.cwd()), **arguments)
     if not (args.output_dir / STATE_FILE).exists():  # else it goes on as it began
         config, source = read_settings(args.run_dir, stage="supernet").config, args.run_dir
@@ -112,8 +110,9 @@ def read_arguments(path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
         arguments = complete_arguments(short_name, change_arguments(arguments, changes))
     except ConfigError as problem:
         raise ConfigError(f"{path}: tuner.classArgs: {problem}") from None
-    if isinstance(arguments.get("fixed_arc"), str):  # relative to codeDirectory, as under NNI
-        arguments["fixed_arc"] = str((code / arguments["fixed_arc"]).resolve())
+    for name in ("fixed_arc", "cost_table"):
+        if isinstance(arguments.get(name), str):  # relative to codeDirectory, as under NNI
+            arguments[name] = str((code / arguments[name]).resolve())
     return arguments
 
 

@@ -277,6 +277,7 @@ class Search:
             "method": type(self.method).__name__,
             "settings": self._settings(),
             "task": self._task(),
+            "table": self._table(),
             "num_batches": self._num_batches,
             "is_exhausted": self._is_exhausted,
             "failures_in_a_row": self.failures_in_a_row,
@@ -329,6 +330,16 @@ class Search:
             "sums of costs": self.space.table.sums,
         }
 
+    def _table(self) -> dict[str, Any]:
+        """What of the cost table the candidates, limits and scores hang on."""
+        table = self.space.table
+        used = {each.metric for each in self.space.constraints} | {*self.objective.weights}
+        used.update(getattr(self.method, "costs", ()))
+        return {
+            "choices": {label: list(each) for label, each in table.spec.choices.items()},
+            "costs": {name: table.digest(name) for name in table.metrics if name in used},
+        }
+
     def _check_state(self, state: Mapping[str, Any]) -> None:
         spec = self.space.spec
         expected = STATE_VERSION, spec.space, dict(spec.options)
@@ -346,6 +357,11 @@ class Search:
                     f"the saved search has {name} {saved[name]!r}, this one {value!r}; continue "
                     "it with the settings it began with, or start a new one"
                 )
+        if state.get("table", self._table()) != self._table():  # older states do not have it
+            raise SearchError(
+                "the cost table has changed since the search began: other candidates, or costs "
+                "that were measured again; put it back, or start a new search"
+            )
 
     def _restored(self, row: list[Any]) -> tuple[Genes, Known]:
         genes, number, status, score, num_attempts = row

@@ -228,6 +228,20 @@ def test_command_runs_a_named_tuner_with_an_objective(folder, capsys):
     )
 
 
+def test_cost_table_of_the_file_is_taken_as_under_nni(folder):
+    table = toy_table()
+    (folder / "code").mkdir()
+    weights = {"macs": 0.001}
+    table.with_sum("latency_ms", weights).save(folder / "code" / "latency.json")
+    arguments = {"cost_table": "latency.json", "constraints": {"latency_ms": 5.2}}
+    tuner = {"className": "spos.search.tuner.SearchTuner", "codeDirectory": "code"}
+    tuner["classArgs"] = arguments
+    (folder / "config.yml").write_text(yaml.safe_dump({"tuner": tuner}))
+    assert main(list(FLAGS)) == 0
+    entries = read_entries(folder / "out")
+    assert len(entries) == 4 and all(each.metrics["latency_ms"] <= 5.2 for each in entries)
+
+
 def test_flags_replace_what_the_file_says(folder):
     arguments = {"num_mutations": 2, "objective": "params", "seed": 5}
     arguments["constraints"] = {"macs": [0, "5K"], "params": [0, 190]}

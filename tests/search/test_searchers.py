@@ -10,7 +10,7 @@ import pytest
 from toy_trial import toy_score, toy_spec, toy_table
 
 from spos.cost.counting import build_cost_table
-from spos.cost.table import Constraint, CostTable
+from spos.cost.table import Constraint, CostTable, Term
 from spos.errors import ConfigError, ConstraintError, SearchError
 from spos.search.arguments import METHODS, build_method
 from spos.search.feasible import FeasibleSpace
@@ -19,9 +19,11 @@ from spos.search.searcher import Search
 LIMIT = Constraint("macs", high=24_500)
 
 
-def make_search(name, *, num_layers=20, constraints=(LIMIT,), **changes) -> Search:
+def make_search(
+    name, *, num_layers=20, constraints=(LIMIT,), table: CostTable | None = None, **changes
+) -> Search:
     spec = toy_spec(num_layers, has_channels=name == "two_stage")
-    space = FeasibleSpace(toy_table(spec), constraints)
+    space = FeasibleSpace(table or toy_table(spec), constraints)
     return Search(space, build_method(name, {"rounds": 4, "population": 12, **changes}))
 
 
@@ -157,6 +159,23 @@ def test_reload_continues_with_the_same_candidates(name, num_before, num_running
             search.tell(choices, toy_score(choices))
     assert run(second) == run(whole)
     assert second.ranking() == whole.ranking()
+
+
+def test_state_is_refused_once_the_cost_table_has_changed(name):
+    search = make_search(name)
+    state = json.loads(json.dumps(search.state()))
+    make_search(name).load_state(state)
+    table = search.space.table
+    first, *rest = table.terms
+    costs = {**first.costs, "macs": tuple(cost + 1 for cost in first.costs["macs"])}
+    measured_again = CostTable(table.spec, table.fixed, [Term(first.labels, costs), *rest])
+    label = next(iter(table.spec.choices))
+    shrunk = table.restrict({label: table.spec.choices[label][1:]})
+    for changed in (measured_again, shrunk):
+        with pytest.raises(SearchError, match="the cost table has changed since the search began"):
+            make_search(name, table=changed).load_state(state)
+    del state["table"]  # as an older release wrote it
+    make_search(name).load_state(state)
 
 
 def test_state_of_another_searcher_is_refused(name):
