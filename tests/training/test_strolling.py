@@ -8,7 +8,7 @@ import pytest
 from spos.architecture import SearchSpec
 from spos.cost.table import Constraint, CostTable, Term
 from spos.errors import CheckpointError
-from spos.training.samplers.strolling import StrollingSampler
+from spos.training.samplers.strolling import NUM_LEVELS, StrollingSampler, _beyond
 
 
 def make_table(*, layers: int = 12, seed: int = 0) -> CostTable:
@@ -49,6 +49,14 @@ def test_every_path_lies_in_the_box(num_metrics):
         path = sampler.sample(step)
         assert table.spec.check(path) == path
         assert all(each.allows(table, path) for each in ranges)
+
+
+@pytest.mark.parametrize("end", [3714639, 0.1 + 0.2, 10.579771000000001])
+def test_window_of_coinciding_bounds_is_that_bound(end):
+    for level in range(NUM_LEVELS):
+        for sign in (1, -1):
+            (window,) = _beyond([Constraint("params", end, end)], level, sign)
+            assert (window.low, window.high) == (end, end)
 
 
 def test_walk_goes_down_and_up_the_first_cost():

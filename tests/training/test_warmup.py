@@ -115,8 +115,9 @@ def test_bound_that_can_never_be_met_is_refused_at_once():
         warmed("2:1", name="constrained", ranges=[Constraint("macs", 300, 400)])
 
 
-def test_space_without_widths_is_refused():
-    spec = SearchSpec("toy", {}, {"layer": ("a", "b")})
+@pytest.mark.parametrize("candidates", [("a", "b"), (0, 1)], ids=["names", "a list's numbers"])
+def test_space_without_widths_is_refused(candidates):
+    spec = SearchSpec("toy", {}, {"layer": candidates})
     table = CostTable(spec, {"macs": 1}, [Term(("layer",), {"macs": (1, 2)})])
     with pytest.raises(ConfigError, match="--channel-warmup: 'toy' .* has no widths to search"):
         warmed("oneshot", table=table)

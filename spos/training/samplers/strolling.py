@@ -181,6 +181,7 @@ def _beyond(second: Sequence[Constraint], level: int, sign: int) -> list[Constra
     for each in second:
         share = level / (NUM_LEVELS - 1)
         edge = each.high * (1 - share) + each.low * share
+        edge = min(max(edge, each.low), each.high)  # rounding may carry it beyond
         ends = (each.low, edge) if sign > 0 else (edge, each.high)
         cut.append(Constraint(each.metric, *ends))
     return cut

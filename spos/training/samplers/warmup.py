@@ -169,5 +169,5 @@ def _keep_widest(table: CostTable, widest: int | None) -> CostTable:
 
 
 def _are_widths(candidates: Sequence[Candidate]) -> bool:
-    """Whether these are numbers to choose from; the names of operators are text."""
-    return len(candidates) > 1 and all(type(each) is int for each in candidates)
+    """Whether these are numbers to choose from; operators have names, or numbers from 0 on."""
+    return len(candidates) > 1 and all(type(each) is int and each > 0 for each in candidates)
