@@ -196,7 +196,9 @@ READERS = {
     "experiment": Reader(
         "config.yml", lambda path: prepare_experiment(path, Changes()), ConfigError
     ),
-    "experiment without NNI": Reader("config.yml", read_arguments, ConfigError),
+    "experiment without NNI": Reader(
+        "config.yml", lambda path: read_arguments(path, {}), ConfigError
+    ),
     "NAS-Bench-Macro": Reader("nas-bench-macro.json", load_macro_table, ConfigError),
     "run settings": Reader("args.json", lambda path: read_settings(path.parent), ConfigError),
     "index of images": Reader(".spos-train.json", load_index, DataError),
