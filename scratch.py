@@ -24,7 +24,7 @@ from spos.convert.start import add_weights_flags, find_start, read_subnet_start
 from spos.cost.counting import build_cost_table
 from spos.cost.table import CostTable
 from spos.errors import CheckpointError, run_main
-from spos.evaluation.accuracy import Accuracy, measure_accuracy
+from spos.evaluation.accuracy import Accuracy, check_finite, measure_accuracy
 from spos.evaluation.batchnorm import recalibrate
 from spos.evaluation.build import VALIDATION_BATCH
 from spos.evaluation.evaluator import ImageBatches
@@ -130,7 +130,7 @@ def train(args: argparse.Namespace, arch: Architecture, inputs: Inputs) -> None:
     )
     training.fit()
     calibrate(network, inputs, recipe)
-    accuracy = measure_accuracy(network, test, inputs.device)
+    accuracy = check_finite(measure_accuracy(network, test, inputs.device))
     run.record(training.step, as_metrics(accuracy, prefix="test"))
     best = run.path / "best.safetensors"
     if run.is_writer:

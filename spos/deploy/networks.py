@@ -235,16 +235,18 @@ def compare_networks(
     """
     first.eval()
     second.eval()
-    difference = largest = 0.0
+    differences, sizes = [], []
     same = count = 0
     for images, _ in batches:
         one, other = first(images), second(images)
-        difference = max(difference, (one - other).abs().max().item())
-        largest = max(largest, one.abs().max().item())
+        differences.append((one - other).abs().max())
+        sizes.append(one.abs().max())
         same += int((one.argmax(1) == other.argmax(1)).sum())
         count += len(images)
     if not count:
         raise DataError("two networks were to be compared on no images")
+    # Python's max would pass over NaN.
+    difference, largest = (torch.stack(each).max().item() for each in (differences, sizes))
     return Agreement(difference, largest, same / count, count)
 
 

@@ -96,6 +96,9 @@ def test_networks_that_differ_are_found():
     for difference, same in ((2e-4, 1.0), (0.0, 0.99), (float("nan"), 1.0)):
         with pytest.raises(ConfigError, match="net: a logit differs"):
             Agreement(difference, 1.0, same, 100).check(1e-4, what="net")
+    broken = [*images, (torch.full((1, 2), torch.nan), torch.tensor([0]))]
+    with pytest.raises(ConfigError, match="net: a logit differs by nan"):
+        compare_networks(nn.Identity(), nn.Identity(), broken).check(1e-4, what="net")
     with pytest.raises(DataError, match="on no images"):
         compare_networks(nn.Identity(), nn.Identity(), [])
 

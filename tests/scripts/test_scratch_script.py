@@ -128,6 +128,12 @@ def test_architecture_is_fitted_to_the_data(workspace):
     assert config["options"] == {"image_size": 8, "num_classes": 3}
 
 
+def test_network_that_computes_nothing_but_nan_is_no_result(workspace):
+    finished = workspace.scratch("--epochs", 1, "--batch-size", 24, "--lr", 1e25, run="wild")
+    assert finished.status == 2 and "lower --lr" in finished.stderr
+    assert not (workspace.folder / "wild" / "best.safetensors").exists()
+
+
 def test_sample_of_nni_is_an_architecture_too(workspace):
     (workspace.folder / "nni.json").write_text(
         json.dumps({"layer_3": "k1", "layer_1": "k3", "layer_2": "k5"})
