@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -306,6 +307,7 @@ def test_command_fails_in_one_line_before_nni_is_started(folder):
     config = toy_config()
     config["tuner"]["classArgs"]["constraints"] = {"macs": [0, 10]}
     write(folder, config)
+    begun = time.monotonic()
     process = subprocess.run(
         [sys.executable, "-m", "spos", "search", "start", "--config", "config.yml"]
         + ["--port", str(free_port())],
@@ -314,6 +316,7 @@ def test_command_fails_in_one_line_before_nni_is_started(folder):
         text=True,
         timeout=60,
     )
+    assert time.monotonic() - begun < 15
     assert process.returncode == 2
     assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
     assert "reaches" in process.stderr
