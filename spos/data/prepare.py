@@ -12,7 +12,7 @@ from PIL import Image
 
 from spos.data.augmentation import ViewRule, draw_view
 from spos.data.decode import BadImage, load_rgb, open_rgb
-from spos.data.preprocessing import Preprocessing
+from spos.data.preprocessing import UNSAID_PREPROCESSING, Preprocessing
 from spos.data.torch_loader import render_view
 from spos.errors import ConfigError
 
@@ -35,10 +35,7 @@ def prepare_image(
         ConfigError: if ``preprocessing`` is None: the network's file does not say.
     """
     if preprocessing is None:
-        raise ConfigError(
-            "the network's file does not say how its images are to be prepared; write it once more "
-            "with `python -m spos convert FILE OUT.safetensors --preprocessing standard` (or spos)"
-        )
+        raise ConfigError(f"the network's file {UNSAID_PREPROCESSING}")
     rgb = open_rgb(image) if isinstance(image, Image.Image) else load_rgb(image)
     if isinstance(rgb, BadImage):
         raise rgb.error()

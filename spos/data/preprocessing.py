@@ -16,6 +16,10 @@ from spos.errors import ConfigError
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB, 0..1
 STD = (0.229, 0.224, 0.225)
+UNSAID_PREPROCESSING = (  # of a file of weights, for messages
+    "does not say how its images are to be prepared; write it once more with "
+    "`python -m spos convert FILE OUT.safetensors --preprocessing standard` (or spos)"
+)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from spos.architecture import Architecture, parse_architecture
 from spos.convert.weights import check_options, read_weights
 from spos.data.prepare import prepare_image
-from spos.data.preprocessing import Preprocessing
+from spos.data.preprocessing import UNSAID_PREPROCESSING, Preprocessing
 from spos.deploy.onnx_export import FORMAT, require_onnx
 from spos.errors import CheckpointError, ConfigError, DataError
 from spos.files import parse_json, read_bytes
@@ -253,7 +253,4 @@ def compare_networks(
 def check_knows_its_images(network: Any, source: Path | str) -> None:
     """Raise a ConfigError unless the preprocessing of a network's images is known."""
     if network.preprocessing is None:
-        raise ConfigError(
-            f"{source}: does not say how its images are to be prepared; write it once more with "
-            "`python -m spos convert FILE OUT.safetensors --preprocessing standard` (or spos)"
-        )
+        raise ConfigError(f"{source}: {UNSAID_PREPROCESSING}")

@@ -1,6 +1,6 @@
 """The flags on a teacher of `scratch.py`, and the network that they name.
 
-Imports `spos.errors`, `spos.files`, `spos.placement`, `spos.spaces`, `spos.subnet`,
+Imports `spos.data`, `spos.errors`, `spos.files`, `spos.placement`, `spos.spaces`, `spos.subnet`,
 `spos.training`.
 """
 
@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from spos.data.preprocessing import UNSAID_PREPROCESSING
 from spos.errors import CheckpointError, ConfigError
 from spos.files import digest
 from spos.placement import place
@@ -76,10 +77,7 @@ def _check_images(network: Any, inputs: Inputs, source: str) -> None:
     """Refuse a network of `load_subnet` whose answers are not about these images."""
     expected, given = network.preprocessing, inputs.preprocessing
     if expected is None:
-        raise CheckpointError(
-            f"{source}: does not say how its images are to be prepared; write it once more with "
-            "`python -m spos convert FILE OUT.safetensors --preprocessing standard` (or spos)"
-        )
+        raise CheckpointError(f"{source}: {UNSAID_PREPROCESSING}")
     if expected != given:
         word = "give" if expected.name == "spos" else "leave out"
         raise CheckpointError(
