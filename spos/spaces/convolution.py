@@ -6,7 +6,7 @@ Torch hands all convolutions of a CPU to oneDNN. For two kinds, which most netwo
 space consist of, that is not the best there is: a pointwise one is a matrix product over channels,
 for which the setting up of a convolution costs more than the product where maps are small; and of a
 depthwise one with a kernel of 5 or more, or larger than the map, the weight's gradient takes five
-to fifty times as long as the output. With a stride, a pointwise one is more than slow: where the
+to fifty times as long as the output, and a half to an eighth of that by `_weight_gradient`. With a stride, a pointwise one is more than slow: where the
 input's width is no multiple of 8, oneDNN (seen in torch 2.14, on a processor with AVX2 only) writes
 the weight's gradient beyond its end, and the process is aborted at some later allocation.
 """
@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from spos.spaces.sliced import get_slicing
 
-LARGEST_MAP = 8  # of those where `_weight_gradient` was measured to be faster than torch's
+LARGEST_STRIDED_MAP = 8  # where `_weight_gradient` was measured to be faster with a stride, too
 
 Pair = tuple[int, int]
 
@@ -78,9 +78,12 @@ def _is_fast(x: Tensor) -> bool:
 def _is_slow(x: Tensor, weight: Tensor, stride: Pair) -> bool:
     """Whether a depthwise convolution is one that `_Depthwise` makes faster."""
     size, kernel = x.shape[2:], max(weight.shape[2:])
-    is_small = all(n <= LARGEST_MAP * step for n, step in zip(size, stride, strict=True))
+    if stride != (1, 1) and any(
+        n > LARGEST_STRIDED_MAP * step for n, step in zip(size, stride, strict=True)
+    ):
+        return False
     is_large = kernel > 3 or kernel > min(size)
-    return is_small and is_large and weight.requires_grad and torch.is_grad_enabled()
+    return is_large and weight.requires_grad and torch.is_grad_enabled()
 
 
 class _Depthwise(torch.autograd.Function):
@@ -115,6 +118,7 @@ def _weight_gradient(
     The gradient slides over the image as a kernel does: each channel of each image is convolved
     with its own gradient, (1, N C, H, W) with (N C, 1, H', W'), and the images' results are added
     up. Taps of the kernel that only ever meet padding have gradient 0 and are left out of this.
+    Both are copied to maps one after the other, where this takes half as long as channels last.
     """
     count, channels, *size = x.shape
     taps = [
@@ -124,7 +128,7 @@ def _weight_gradient(
         )
     ]
     (top, bottom), (left, right) = taps
-    images = x.permute(2, 3, 0, 1).reshape(*size, count * channels).permute(2, 0, 1)[None]
+    images = x.reshape(1, count * channels, *size)
     kernels = gradient.reshape(count * channels, 1, *gradient.shape[2:])
     found = F.conv2d(
         images, kernels, None, 1, (padding[0] - top, padding[1] - left), stride, count * channels

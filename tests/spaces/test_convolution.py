@@ -66,7 +66,7 @@ def test_a_pointwise_convolution(stride, width, bias):
 @pytest.mark.parametrize("size", [(8, 8), (5, 7), (2, 2), (1, 1), (1, 4)], ids=str)
 @pytest.mark.parametrize("stride", [1, 2, (2, 1)], ids=str)
 @pytest.mark.parametrize("kernel_size", [5, 7, (3, 7)], ids=str)
-def test_a_depthwise_convolution_of_a_small_map(size, stride, kernel_size):
+def test_a_depthwise_convolution(size, stride, kernel_size):
     sides = (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size
     padding = tuple(side // 2 for side in sides)
     layer = nn.Conv2d(6, 6, kernel_size, stride, padding, groups=6, bias=False)
@@ -74,6 +74,12 @@ def test_a_depthwise_convolution_of_a_small_map(size, stride, kernel_size):
 
 
 @pytest.mark.parametrize("padding", [0, 1, 4])
+@pytest.mark.parametrize("kernel_size", [5, 7])
+def test_a_depthwise_convolution_of_a_large_map(kernel_size):
+    layer = nn.Conv2d(6, 6, kernel_size, 1, kernel_size // 2, groups=6, bias=False)
+    assert is_ours(assert_is_torchs(features(2, 6, 23, 30), layer))
+
+
 def test_a_depthwise_convolution_whose_padding_is_not_half_its_kernel(padding):
     layer = nn.Conv2d(6, 6, 5, 1, padding, groups=6, bias=False)
     assert is_ours(assert_is_torchs(features(2, 6, 6, 5), layer))
@@ -102,11 +108,12 @@ def test_other_convolutions_are_left_to_torch(layer):
     assert not is_ours(assert_is_torchs(features(2, 6, 8, 8), layer))
 
 
-def test_large_maps_other_layouts_and_types_are_left_to_torch():
+def test_strided_large_maps_other_layouts_and_types_are_left_to_torch():
+    strided = nn.Conv2d(6, 6, 5, (1, 2), padding=2, groups=6, bias=False)
+    assert not is_ours(assert_is_torchs(features(2, 6, 9, 16), strided))
     depthwise = nn.Conv2d(6, 6, 5, padding=2, groups=6, bias=False)
     pointwise = nn.Conv2d(6, 8, 1)
     contiguous = features(2, 6, 8, 8, memory_format=torch.contiguous_format)
-    assert not is_ours(assert_is_torchs(features(2, 6, 9, 8), depthwise))
     for layer in (depthwise, pointwise):
         assert not is_ours(assert_is_torchs(contiguous, layer))
         half = copy.deepcopy(layer).bfloat16()
