@@ -6,9 +6,10 @@ Torch hands all convolutions of a CPU to oneDNN. For two kinds, which most netwo
 space consist of, that is not the best there is: a pointwise one is a matrix product over channels,
 for which the setting up of a convolution costs more than the product where maps are small; and of a
 depthwise one with a kernel of 5 or more, or larger than the map, the weight's gradient takes five
-to fifty times as long as the output, and a half to an eighth of that by `_weight_gradient`. With a stride, a pointwise one is more than slow: where the
-input's width is no multiple of 8, oneDNN (seen in torch 2.14, on a processor with AVX2 only) writes
-the weight's gradient beyond its end, and the process is aborted at some later allocation.
+to fifty times as long as the output, and two to eight times as long as `_weight_gradient`. With a
+stride, a pointwise one is more than slow: where the input's width is no multiple of 8, oneDNN (seen
+in torch 2.14, on a processor with AVX2 only) writes the weight's gradient beyond its end, and the
+process is aborted at some later allocation.
 """
 
 from __future__ import annotations
