@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from spos.search.trial import Trial
 
 SEARCH_SPACE_VARIABLE = "NNI_GEN_SEARCH_SPACE"  # set by `nnictl ss_gen`: the file to write
+CHECK_VARIABLE = "SPOS_CHECK_TRIALS"  # set to 1 by `search start` where its trials run here
 
 log = logging.getLogger("spos.tester")
 
@@ -71,9 +72,13 @@ def write_search_space(args: argparse.Namespace, path: Path) -> None:
     from spos.files import write_json
     from spos.search.feasible import FeasibleSpace
     from spos.search.trained import describe_limits
+    from spos.training.parallel import select_device
     from spos.training.samplers import trained_ranges
 
     run = open_supernet_run(args.run_dir)
+    if os.environ.get(CHECK_VARIABLE) == "1":
+        run.checkpoint()
+        run.images(args.data_dir, workers=0, device=select_device(args.device))
     source = str(args.run_dir / "args.json")
     run.table.trained = trained_ranges(run.settings.config, run.table, source=source)
     if limits := parse_constraint_flags(args.constraint, flag="--constraint"):

@@ -45,6 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     start.add_argument("--space", metavar="MODULE:CLASS",
                        help="your own space, if the supernet was trained with one")  # fmt: skip
+    start.add_argument("--data-dir", type=Path, metavar="DIR",
+                       help="where the images are now, if they have moved")  # fmt: skip
     start.set_defaults(run=_start)
     run = actions.add_parser("run", help="the same search in one process, without NNI's server")
     for action in (start, run):
@@ -109,7 +111,11 @@ def _start(args: argparse.Namespace) -> int:
 
 def _trial_flags(args: argparse.Namespace) -> tuple[str, ...]:
     """Flags of `tester.py` that were given; trials run in another folder than this command."""
-    given = {"--run-dir": args.run_dir and args.run_dir.resolve(), "--space": args.space}
+    given = {
+        "--run-dir": args.run_dir and args.run_dir.resolve(),
+        "--space": args.space,
+        "--data-dir": args.data_dir and args.data_dir.resolve(),
+    }
     return tuple(f"{flag}={value}" for flag, value in given.items() if value)
 
 

@@ -108,16 +108,7 @@ class TrainedSupernet:
         supernet = Supernet(space)
         load_weights_into(supernet, state["network"], source=str(checkpoint))
         place(supernet, device)
-        data_dir = data_dir or Path(self.settings.runtime["data_dir"])
-        inputs = reopen_inputs(
-            dict(config), data_dir, run_dir=self.path, workers=workers, device=device
-        )
-        split = load_split(self.path / "split.json")
-        if split_id(split) != config["split"]:
-            raise DataError(
-                f"{self.path}/split.json: holds out other images than those that the supernet was "
-                "not trained on; bring back the split that it was trained with"
-            )
+        inputs, split = self.images(data_dir, workers=workers, device=device)
         return build_evaluator(
             supernet,
             inputs,
@@ -125,6 +116,32 @@ class TrainedSupernet:
             calibration_images=config["calibration_images"],
             room=find_room(device),
         )
+
+    def images(
+        self, data_dir: Path | None, *, workers: int, device: torch.device
+    ) -> tuple[Inputs, Split]:
+        """The images of the run and which of them it held out; found, not read.
+
+        Raises:
+            DataError: if the images, or those held out of them, are not those of the run.
+        """
+        config = dict(self.settings.config)
+        trained_on = Path(self.settings.runtime["data_dir"])
+        if data_dir is None and not trained_on.is_dir():
+            raise DataError(
+                f"{trained_on}: is not there, where by {self.path}/args.json the images are that "
+                "the supernet was trained on; say where they are now (--data-dir)"
+            )
+        data_dir = data_dir or trained_on
+        inputs = reopen_inputs(config, data_dir, run_dir=self.path, workers=workers, device=device)
+        split = load_split(self.path / "split.json")
+        if split_id(split) != config["split"]:
+            raise DataError(
+                f"{self.path}/split.json: holds out other images than those that the supernet was "
+                "not trained on; bring back the split that it was trained with"
+            )
+        apply_split(inputs.data.train, split)
+        return inputs, split
 
 
 def open_supernet_run(path: Path | str) -> TrainedSupernet:

@@ -231,6 +231,7 @@ def _generate(config: Any, folder: Path) -> None:
         folder=_resolve(folder, config.trial_code_directory),
         target=target,
         table=paths.cost_table(None),
+        is_local=config.training_service.platform == "local",
     )
 
 

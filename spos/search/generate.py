@@ -18,10 +18,13 @@ from spos.files import parse_json, read_bytes
 from spos.search.feasible import check_search_space
 
 GENERATE_VARIABLE = "NNI_GEN_SEARCH_SPACE"
+CHECK_VARIABLE = "SPOS_CHECK_TRIALS"  # "1": fail where trials on this machine would
 SECONDS = 300.0
 
 
-def generate_search_space(command: str, *, folder: Path, target: Path, table: Path) -> None:
+def generate_search_space(
+    command: str, *, folder: Path, target: Path, table: Path, is_local: bool
+) -> None:
     """Let the trial command write the search space and the cost table, and check both.
 
     What ``nnictl ss_gen`` does, but a failing command is an error. It writes into a folder of its
@@ -33,6 +36,8 @@ def generate_search_space(command: str, *, folder: Path, target: Path, table: Pa
         folder: its ``trialCodeDirectory``.
         target: its ``searchSpaceFile``.
         table: the cost table, which the command writes beside ``target``.
+        is_local: whether trials will run on this machine, so that `tester.py` can look already
+            whether it finds weights and images.
 
     Raises:
         ConfigError: if the command fails or does not write the search space.
@@ -40,7 +45,7 @@ def generate_search_space(command: str, *, folder: Path, target: Path, table: Pa
     """
     with _folder_beside(target) as made:
         written, costs = made / target.name, made / table.name
-        _run(command, folder, written, target)
+        _run(command, folder, written, target, checks_trials=is_local)
         data = read_bytes(written, error=ConfigError)
         space = parse_json(data, source=str(target), error=ConfigError)
         found = costs if costs.exists() else table
@@ -63,14 +68,14 @@ def _folder_beside(target: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _run(command: str, folder: Path, written: Path, target: Path) -> None:
-    environment = {**os.environ, GENERATE_VARIABLE: str(written)}
+def _run(command: str, folder: Path, written: Path, target: Path, *, checks_trials: bool) -> None:
+    asked = {GENERATE_VARIABLE: str(written), CHECK_VARIABLE: str(int(checks_trials))}
     try:
         # In bash because NNI runs trials so.
         process = subprocess.run(
             ["bash", "-c", command],
             cwd=folder,
-            env=environment,
+            env={**os.environ, **asked},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

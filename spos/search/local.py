@@ -63,7 +63,7 @@ def run_search(
             if search.is_stopped:
                 problem = (
                     f"{search.failures_in_a_row} evaluations failed in a row, the last one: "
-                    f"{result.failure}; mend the cause, then repeat the command to continue"
+                    f"{record.last_failure}; mend the cause, then repeat the command to continue"
                 )
                 record.save(problem)
                 raise SearchError(problem)

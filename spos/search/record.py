@@ -32,6 +32,7 @@ from spos.search.searcher import Search
 
 STATE_VERSION = 1
 NUM_BEST = 10  # architectures kept after each round
+COUNTED = ("macs", "params")  # costs that are exact, so that a trial must find the table's
 
 _logger = logging.getLogger("nni.spos.search")  # below "nni", so that it reaches dispatcher.log
 
@@ -97,29 +98,44 @@ class SearchRecord:
         self._num_saved_rounds = 0
         self._best: Architecture | None = None  # as written
         self._is_readable = True  # what is on disk; if not, it is left as it is
+        self.last_failure = "none"  # what was said of the candidate that failed last
 
     def settle(
         self, result: Result, *, trial: str | None = None, seconds: float | None = None
     ) -> None:
         """Tell the search, and keep the candidate if that settled it."""
         choices = result.choices
+        if not self._is_readable:
+            return
         if choices is None:
             _logger.warning("a result without a known architecture is left out (trial %s)", trial)
             return
         result = self._judge(result, choices)
         if result.failure is not None:
             arch_id = self._architecture(choices).id
+            self.last_failure = result.failure
             _logger.warning("%s failed (trial %s): %s", arch_id, trial, result.failure)
         if self.search.tell(choices, result.score):
             self._write(result, trial, seconds)
 
     def _judge(self, result: Result, choices: Choices) -> Result:
-        """The result with the objective's value as its score."""
-        objective = self.search.objective
-        if result.score is None or objective == Objective():
+        """The result with the objective's value as its score, if it is of this search's space."""
+        objective, costs = self.search.objective, self.search.space.table.costs(choices)
+        if result.score is None:
+            return result
+        for metric in COUNTED:
+            found, expected = result.metrics.get(metric), costs.get(metric)
+            if None not in (found, expected) and found != expected:
+                failure = (
+                    f"the trial evaluated a network of {found:,} {metric}, but by this search's "
+                    f"cost table it has {expected:,}: the supernet's space or options are others "
+                    "now; start a new search (`python -m spos search start`)"
+                )
+                return Result(choices, failure=failure)
+        if objective == Objective():
             return result
         reported = {**result.metrics, DEFAULT: result.score}
-        score = objective.value({**self.search.space.table.costs(choices), **reported})
+        score = objective.value({**costs, **reported})
         if not math.isfinite(score):
             return Result(choices, failure=f"the objective {objective} is {score}")
         return Result(choices, score, reported)

@@ -40,7 +40,8 @@ from nni.tuner import Tuner
 
 from spos.architecture import Choices
 from spos.errors import ConstraintError, SearchError, SposError
-from spos.search.arguments import ExperimentPaths, build_search, complete_arguments
+from spos.files import open_atomic
+from spos.search.arguments import COST_TABLE, ExperimentPaths, build_search, complete_arguments
 from spos.search.feasible import FeasibleSpace, check_search_space
 from spos.search.nni_server import NniServer
 from spos.search.record import Result, SearchRecord, read_result
@@ -80,9 +81,8 @@ class SearchTuner(Tuner):
 
     def __init__(self, searcher: str = "evolution", **arguments: Any) -> None:
         super().__init__()
-        paths = ExperimentPaths.of_dispatcher(sys.argv)
-        search = build_search(paths, searcher=searcher, **arguments)
         state_path = Path(os.environ.get("NNI_CHECKPOINT_DIRECTORY", ".")) / STATE_FILE
+        search = _build_search(searcher, arguments, state_path)
         self._record = SearchRecord(search, folder=Path.cwd(), state_path=state_path)
         self._search, self._spec = search, search.space.spec
         _log_limits(search.space)
@@ -212,9 +212,9 @@ class SearchTuner(Tuner):
         search = self._search
         if search.is_stopped and self._problem is None:
             self._problem = (
-                f"{search.failures_in_a_row} evaluations failed in a row; look into search.jsonl "
-                "and the trials' stderr, mend the cause, then continue with "
-                "`python -m spos search resume`"
+                f"{search.failures_in_a_row} evaluations failed in a row, the last with: "
+                f"{self._record.last_failure}; look into search.jsonl and the trials' stderr, mend "
+                "the cause, then continue with `python -m spos search resume`"
             )
         answers: list[tuple[int, Choices]] = []
         while (
@@ -252,6 +252,7 @@ class SearchTuner(Tuner):
         for _ in range(num_lost - self._num_lost):
             _logger.warning("%s; which candidate it had is not certain", failure)
             self._search.count_failure()
+            self._record.last_failure = failure
         self._num_lost = max(self._num_lost, num_lost)
 
     def _match_trials(self) -> None:
@@ -316,6 +317,23 @@ class SearchTuner(Tuner):
         self._reported.update(self._issued)  # a failure told from now on is this one
         self._num_lost = self._num_held = 0
         self._record.lose_running()
+
+
+def _build_search(searcher: str, arguments: Mapping[str, Any], state_path: Path) -> Search:
+    """The search, with a cost table of its own beside its state.
+
+    The one beside the search space is written over when another search is started there.
+    """
+    paths = ExperimentPaths.of_dispatcher(sys.argv)
+    kept = state_path.with_name(COST_TABLE).resolve()
+    is_resumed = state_path.exists() and kept.exists()
+    changes = {"cost_table": str(kept)} if is_resumed else {}
+    search = build_search(paths, searcher=searcher, **{**arguments, **changes})
+    source = paths.cost_table(arguments.get("cost_table"))
+    if not is_resumed and source.resolve() != kept:
+        with open_atomic(kept) as file:
+            file.write(source.read_bytes())
+    return search
 
 
 @dataclass(frozen=True)

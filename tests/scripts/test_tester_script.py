@@ -16,7 +16,7 @@ from spos.cost.table import CostTable
 from spos.errors import CheckpointError
 from spos.evaluation.accuracy import Accuracy, check_finite
 from spos.evaluation.build import open_supernet_run
-from spos.files import read_json
+from spos.files import read_json, write_json
 from spos.training.checkpoint import latest_checkpoint, save_checkpoint
 
 OTHERS = (("k1", "k1", "k1"), ("k5", "k3", "k5"), ("k3", "k5", "k1"))
@@ -80,6 +80,32 @@ def test_search_space_needs_neither_the_images_nor_the_space(workspace, tmp_path
     finished = run_script("tester.py", *words, folder=workspace.folder, env=environment)
     assert finished.status == 0, finished.stderr
     assert len(read_json(target)) == 3
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("data", ("data", "is not there", "args.json", "--data-dir")),
+        ("supernet/checkpoints", ("has no checkpoint yet", "train the supernet first")),
+        ("supernet/split.json", ("split.json",)),
+    ],
+)
+def test_a_search_that_would_run_here_is_refused_where_its_trials_would_fail(
+    workspace, tmp_path, lost, message
+):
+    path, target = workspace.folder / lost, tmp_path / "space.json"
+    environment = {"NNI_GEN_SEARCH_SPACE": str(target), "SPOS_CHECK_TRIALS": "1"}
+    words = ("tester.py", "--run-dir", "supernet")
+    settings = read_json(workspace.folder / "supernet" / "args.json")
+    settings["runtime"]["data_dir"] = str(workspace.folder / "data")
+    write_json(workspace.folder / "supernet" / "args.json", settings)
+    assert run_script(*words, folder=workspace.folder, env=environment).status == 0
+    target.unlink()
+    path.rename(tmp_path / "elsewhere")
+    finished = run_script(*words, folder=workspace.folder, env=environment)
+    assert finished.status == 2 and "Traceback" not in finished.stderr, finished.stderr
+    assert all(each in finished.stderr for each in message), finished.stderr
+    assert not target.exists()
 
 
 # --- scores ------------------------------------------------------------------------------------

@@ -257,6 +257,7 @@ def test_ten_failures_in_a_row_end_the_experiment(folder, monkeypatch, report, i
     nni.run(max_steps=12)
     (error,) = nni.errors
     assert "10 evaluations failed in a row" in error and "resume" in error
+    assert ("no GPU" if report else "the trial ended without a result") in error
     assert len(nni.evaluated) <= 12
     state = json.loads((folder / "checkpoint" / "search.json").read_text())
     assert "failed in a row" in state["problem"]
@@ -388,6 +389,46 @@ def test_damaged_state_ends_the_experiment_with_its_name(folder, content):
     path.write_bytes(content)
     assert "search.json" in refusal(make_tuner(folder, is_resumed=True))
     assert path.read_bytes() == content
+
+
+def test_another_search_begun_in_the_same_folder_does_not_disturb_a_resume(folder):
+    nni = Nni(make_tuner(folder), concurrency=1)
+    nni.run(max_steps=8)
+    toy_table(toy_spec(5)).save(folder / "cost.json")  # which `search start` writes anew
+    crash_and_resume(folder, nni, rerun=nni.running)
+    nni.run()
+    check_evaluated_once(folder, nni)
+
+
+def test_a_search_that_cannot_continue_writes_nothing(folder):
+    nni = Nni(make_tuner(folder), concurrency=1)
+    nni.run(max_steps=8)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    tuner = EvolutionTuner(cost_table=str(folder / "cost.json"), population=7, rounds=3, seed=1)
+    tuner.load_checkpoint()
+    ended = [{"trialJobId": "a", "value": final(each)} for each in nni.evaluated]
+    tuner.import_data(ended)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_trial_of_another_network_than_the_search_counts_has_failed(folder):
+    """As when the supernet was replaced after `nnictl ss_gen`."""
+    table, others = toy_table(), []
+
+    def evaluate(choices):
+        if not others:
+            others.append(choices)
+        macs = float(table.costs(choices)["macs"])
+        costs = {"macs": macs, "params": 7} if choices in others else {"macs": macs, "pixels": 7}
+        return {**final(choices), **costs}
+
+    Nni(make_tuner(folder), concurrency=1, evaluate=evaluate).run()
+    entries = read_entries(folder / "log")
+    assert len(entries) == 18
+    for each in entries:
+        assert (each.score is None) == (each.choices in others)
+        if each.failure:
+            assert "a network of 7 params" in each.failure and "search start" in each.failure
 
 
 @pytest.mark.parametrize("limit", ["5K", "5.4K"])
