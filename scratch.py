@@ -28,13 +28,13 @@ from spos.evaluation.accuracy import Accuracy, check_finite, measure_accuracy
 from spos.evaluation.batchnorm import recalibrate
 from spos.evaluation.build import VALIDATION_BATCH
 from spos.evaluation.evaluator import ImageBatches
+from spos.flag_values import parse_options
 from spos.spaces import build_subnet, load_space_class, space_spec
 from spos.subnet import load_subnet, save_subnet
 from spos.training.flags import (
     add_data_flags,
     add_recipe_flags,
     add_run_flags,
-    parse_options,
 )
 from spos.training.inputs import Inputs, fit_recipe, open_inputs
 from spos.training.loop import Training

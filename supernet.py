@@ -34,14 +34,13 @@ from spos.data.split import apply_split, save_split
 from spos.errors import run_main
 from spos.evaluation.build import build_evaluator
 from spos.evaluation.evaluator import Evaluator
-from spos.flag_values import not_negative, positive
+from spos.flag_values import not_negative, parse_options, positive
 from spos.spaces import build_space, load_space_class
 from spos.supernet import Supernet
 from spos.training.flags import (
     add_data_flags,
     add_recipe_flags,
     add_run_flags,
-    parse_options,
 )
 from spos.training.inputs import Inputs, fit_recipe, open_inputs, open_split, split_id
 from spos.training.loop import Training

@@ -1,8 +1,15 @@
-"""Numbers that flags take, for `argparse`; loads nothing, so that every command starts at once."""
+"""What flags take: numbers, for `argparse`, and options of a search space.
+
+Imports `spos.errors` and `spos.files` only, so that every command starts at once.
+"""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
+
+from spos.errors import ConfigError
+from spos.files import parse_json
 
 
 def positive(text: str) -> int:
@@ -13,6 +20,20 @@ def positive(text: str) -> int:
 def not_negative(text: str) -> int:
     """A flag's value of 0 or more; argparse names the flag if it is something else."""
     return _at_least(0, text)
+
+
+def parse_options(text: str | None) -> dict[str, Any]:
+    """Options of a search space from ``--space-options``, a JSON object.
+
+    Raises:
+        ConfigError: if it is something else.
+    """
+    if text is None:
+        return {}
+    value = parse_json(text, source="--space-options", error=ConfigError)
+    if not isinstance(value, dict):
+        raise ConfigError(f'--space-options {text}: expected an object such as {{"key": 1}}')
+    return value
 
 
 def _at_least(low: int, text: str) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 
 from spos.commands import bench_model
 from spos.errors import ConfigError
+from spos.flag_values import positive
 from spos.search.arguments import METHODS, build_method
 from spos.search.benchmark import (
     MODES,
@@ -52,8 +53,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"any of {', '.join(SEARCHERS)} (all)",
     )
-    macro.add_argument("--seeds", type=int, default=200, help="searches of each (200)")
-    macro.add_argument("--queries", type=int, default=1000, help="of each search (1000)")
+    macro.add_argument("--seeds", type=positive, default=200, help="searches of each (200)")
+    macro.add_argument("--queries", type=positive, default=1000, help="of each search (1000)")
     macro.add_argument(
         "--mode",
         choices=MODES,
@@ -75,9 +76,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the searches and print what they came to."""
-    for name in ("seeds", "queries"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name} {getattr(args, name)}: expected at least 1")
     settings = dict(map(_parse_setting, args.set))
     for name in args.searcher:
         build_method(name, settings)  # before hours are spent on the others

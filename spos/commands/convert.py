@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from spos.errors import ConfigError
 from spos.files import write_text
+from spos.flag_values import parse_options
 
 if TYPE_CHECKING:
     from spos.architecture import Architecture
@@ -59,7 +60,6 @@ def run(args: argparse.Namespace) -> int:
         from spos.spaces import load_space_class
 
         load_space_class(args.space, allow_import=True)
-    from spos.training.flags import parse_options
 
     options = parse_options(args.space_options)
     if is_weight_file(args.input):

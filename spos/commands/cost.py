@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from spos.commands import cost_latency
 from spos.cost.table import CostTable
 from spos.errors import ConfigError
-from spos.files import parse_json
+from spos.flag_values import parse_options
 
 if TYPE_CHECKING:
     from spos.architecture import Architecture
@@ -95,14 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    if args.space_options:
-        value = parse_json(args.space_options, source="--space-options", error=ConfigError)
-        if not isinstance(value, dict):
-            raise ConfigError(
-                f'--space-options {args.space_options}: expected an object such as {{"key": 1}}'
-            )
-        options.update(value)
+    options = parse_options(args.space_options)
     for name in ("image_size", "num_classes"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)

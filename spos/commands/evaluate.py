@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spos.errors import ConfigError
-from spos.flag_values import not_negative
+from spos.flag_values import not_negative, parse_options
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,6 @@ def _open_network(args: argparse.Namespace) -> Any:
     from spos.convert.architectures import read_architecture
     from spos.deploy.networks import open_network, open_weights
     from spos.spaces import load_space_class, space_spec
-    from spos.training.flags import parse_options
 
     options = parse_options(args.space_options)
     if args.space:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from spos.errors import ConfigError
 from spos.evaluation.settings import add_evaluation_flags, read_evaluation_flags
+from spos.flag_values import positive
 from spos.search.ranking import Agreement, draw_architectures, measure_agreement, read_truth
 
 
@@ -29,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "(%(default)s)",
     )
     parser.add_argument(
-        "--count", type=int, default=200, help="architectures, drawn at random (%(default)s)"
+        "--count", type=positive, default=200, help="architectures, drawn at random (%(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of that draw (%(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw scores against the truth")
@@ -45,8 +46,6 @@ def run(args: argparse.Namespace) -> int:
     from spos.evaluation.build import open_supernet_run
     from spos.evaluation.candidates import Candidates
 
-    if args.count < 1:
-        raise ConfigError(f"--count {args.count}: expected at least 1")
     truth = read_truth(args.truth, open_supernet_run(args.run_dir).spec)
     archs = draw_architectures(truth, count=args.count, seed=args.seed)
     candidates = Candidates(read_evaluation_flags(args))

@@ -17,7 +17,7 @@ import numpy as np
 
 from spos.cost.table import Constraint, CostTable, parse_constraint_flags
 from spos.errors import ConfigError
-from spos.files import parse_json
+from spos.flag_values import parse_options, positive
 from spos.training.samplers import BOXED, SAMPLERS, build_sampler
 from spos.training.samplers.arguments import add_path_flags, parse_warmup
 from spos.training.samplers.coverage import (
@@ -48,8 +48,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"any of {', '.join(SAMPLERS)} ({', '.join(COMPARED)} if there is a box)",
     )
     add_path_flags(parser)
-    parser.add_argument("--draws", type=int, default=5040, help="steps of an epoch (%(default)s)")
-    parser.add_argument("--epoch", type=int, default=1, help="that is drawn (%(default)s)")
+    parser.add_argument(
+        "--draws", type=positive, default=5040, help="steps of an epoch (%(default)s)"
+    )
+    parser.add_argument("--epoch", type=positive, default=1, help="that is drawn (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the samplers (%(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw MACs against parameters")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -58,9 +60,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Draw from each sampler and print how the draws cover the box."""
-    for name in ("draws", "epoch"):
-        if getattr(args, name) < 1:
-            raise ConfigError(f"--{name} {getattr(args, name)}: expected at least 1")
     ranges = parse_constraint_flags(args.path_range or (), flag="--path-range")
     parse_warmup(args.channel_warmup)  # before a table is built for minutes
     names = args.sampler or (COMPARED if ranges else COMPARED[:1])
@@ -83,11 +82,7 @@ def _open_table(target: str, space_options: str | None) -> CostTable:
         if space_options:
             raise ConfigError(f"--space-options: {target} has options of its own; leave them out")
         return CostTable.load(path / "cost.json" if path.is_dir() else path)
-    options: Any = {}
-    if space_options:
-        options = parse_json(space_options, source="--space-options", error=ConfigError)
-        if not isinstance(options, dict):
-            raise ConfigError(f"--space-options {space_options}: expected an object")
+    options = parse_options(space_options)
     from spos.spaces import SPACES, load_space_class
 
     if target not in SPACES and ":" not in target:

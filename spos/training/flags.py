@@ -1,16 +1,13 @@
 """The flags that `supernet.py` and other commands share; unset ones take what suits the data.
 
-Imports `spos.errors`, `spos.files`, `spos.flag_values` and `spos.training.recipe`.
+Imports `spos.flag_values` and `spos.training.recipe`.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from spos.errors import ConfigError
-from spos.files import parse_json
 from spos.flag_values import not_negative, positive
 from spos.training.recipe import AMP_MODES, SCHEDULES
 
@@ -109,17 +106,3 @@ def add_run_flags(parser: argparse.ArgumentParser, *, run_dir: str) -> None:
                        help="between checkpoints (default: %(default)s)")  # fmt: skip
     group.add_argument("--val-every", type=positive, metavar="EPOCHS",
                        help="between validations (default: a tenth of the run)")  # fmt: skip
-
-
-def parse_options(text: str | None) -> dict[str, Any]:
-    """Options of a search space from ``--space-options``, a JSON object.
-
-    Raises:
-        ConfigError: if it is something else.
-    """
-    if text is None:
-        return {}
-    value = parse_json(text, source="--space-options", error=ConfigError)
-    if not isinstance(value, dict):
-        raise ConfigError(f'--space-options {text}: expected an object such as {{"key": 1}}')
-    return value

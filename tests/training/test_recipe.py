@@ -7,7 +7,8 @@ import pytest
 from torch import nn
 
 from spos.errors import ConfigError
-from spos.training.flags import add_recipe_flags, parse_options
+from spos.flag_values import parse_options
+from spos.training.flags import add_recipe_flags
 from spos.training.inputs import fit_recipe
 from spos.training.recipe import PRESETS, Recipe, decay_groups
 
