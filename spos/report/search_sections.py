@@ -64,7 +64,7 @@ def search_tiles(search: SearchRun) -> list[Tile]:
     score = "top-1" if is_top1(ranking) else "score"
     tiles = [
         Tile("Best candidate", show(score_of(best)), f"{score}, round {best.round}"),
-        Tile("Median candidate", show(statistics.median(map(score_of, ranking))), score),
+        Tile("Median candidate", show(statistics.median_low(map(score_of, ranking))), score),
     ]
     for name, label in (("macs", "MACs"), ("params", "Parameters")):
         if name in best.metrics:

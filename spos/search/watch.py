@@ -88,7 +88,7 @@ def describe_progress(
         parts.append(f"{len(entries) - len(scores)} failed")
     if scores:
         parts.append(f"best {max(scores):.4f}")
-        parts.append(f"median {statistics.median(scores):.4f}")
+        parts.append(f"median {statistics.median_low(scores):.4f}")
     if per_second > 0:
         parts.append(f"{60 * per_second:.0f}/min")
         if num_planned and num_planned > len(entries):

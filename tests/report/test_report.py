@@ -261,6 +261,17 @@ def test_summary_is_of_the_folder_that_it_is_given(tmp_path, monkeypatch, capsys
     assert summary["search"]["top-1 of the median candidate"] < best
 
 
+def test_page_and_summary_tell_the_same_median_of_an_even_number(tmp_path, capsys):
+    write_all(tmp_path)
+    (journal,) = tmp_path.rglob("search.jsonl")
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:-1]))
+    assert main(["summary", str(tmp_path), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)["search"]
+    assert summary["candidates"] % 2 == 0
+    shown = f"{100 * summary['top-1 of the median candidate']:.1f} %"
+    assert re.search(rf"Median candidate\s+{shown}", text_of(page_of(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

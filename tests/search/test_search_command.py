@@ -175,6 +175,8 @@ def test_progress_says_how_far_and_how_long():
     entries = [Entry(1, str(n), {}, score) for n, score in enumerate([0.2, 0.4, None, 0.9])]
     said = describe_progress(entries, num_planned=64, per_second=0.5)
     assert said == "4/64 candidates, 1 failed, best 0.9000, median 0.4000, 30/min, ETA 0:02:00"
+    # Of an even number the candidate that the end of the search names, not a mean of two.
+    assert "median 0.2000" in describe_progress(entries[:3], num_planned=64, per_second=0.5)
     assert describe_progress([], num_planned=None, per_second=0.0) == "0 candidates"
 
 
