@@ -28,7 +28,7 @@ from spos.evaluation.accuracy import Accuracy, check_finite, measure_accuracy
 from spos.evaluation.batchnorm import recalibrate
 from spos.evaluation.build import VALIDATION_BATCH
 from spos.evaluation.evaluator import ImageBatches
-from spos.flag_values import parse_options
+from spos.flag_values import parse_options, to_path
 from spos.spaces import build_subnet, load_space_class, space_spec
 from spos.subnet import load_subnet, save_subnet
 from spos.training.flags import (
@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--fixed-arc", type=Path, required=True, metavar="FILE",
+    parser.add_argument("--fixed-arc", type=to_path, required=True, metavar="FILE",
                         help="architecture to train: any system's file, or zoo:NAME")  # fmt: skip
     parser.add_argument("--space", help="search space of a file that does not name it, "
                         "or module:Class of your own")  # fmt: skip

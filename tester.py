@@ -23,6 +23,7 @@ from spos.cost.table import CostTable, find_violation, parse_constraint_flags
 from spos.errors import ConfigError, run_main
 from spos.evaluation.client import ask_evaluator
 from spos.evaluation.settings import add_evaluation_flags, read_evaluation_flags
+from spos.flag_values import to_path
 
 if TYPE_CHECKING:
     from spos.evaluation.candidates import Candidates
@@ -39,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--arch", type=Path, nargs="+", metavar="FILE", help="architectures to evaluate"
+        "--arch", type=to_path, nargs="+", metavar="FILE", help="architectures to evaluate"
     )
     add_evaluation_flags(parser)
     parser.add_argument(
@@ -144,6 +145,9 @@ def refuse(args: argparse.Namespace, trial: "Trial") -> bool:
     """Report a candidate that violates a constraint, without evaluating it; whether it does."""
     if not args.constraint:
         return False
+    from spos.training.run_folder import read_settings
+
+    read_settings(args.run_dir, stage="supernet")  # else it says what makes the run
     table = CostTable.load(args.run_dir / "cost.json")
     arch = table.spec.architecture(trial.parameters, source="the parameters of this trial")
     violation = find_violation(

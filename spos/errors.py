@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -50,6 +51,8 @@ def is_out_of_memory(problem: Exception) -> bool:
 
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's ``main`` and exit: a `SposError` becomes one line and exit status 2."""
+    # Pillow's of an image that it decodes all the same, without the name; larger ones it refuses.
+    warnings.filterwarnings("ignore", message=r"Image size .* exceeds limit of .* pixels")
     try:
         status = main()
     except SposError as error:

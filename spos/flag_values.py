@@ -1,4 +1,4 @@
-"""What flags take: numbers, for `argparse`, and options of a search space.
+"""What flags take: numbers and paths, for `argparse`, and options of a search space.
 
 Imports `spos.errors` and `spos.files` only, so that every command starts at once.
 """
@@ -6,10 +6,17 @@ Imports `spos.errors` and `spos.files` only, so that every command starts at onc
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 from typing import Any
 
 from spos.errors import ConfigError
 from spos.files import parse_json
+
+
+def to_path(text: str) -> Path:
+    """A flag's path, with ``~`` for the home folder, which no shell makes of ``--flag=~/x``."""
+    return Path(os.path.expanduser(text))
 
 
 def positive(text: str) -> int:

@@ -26,7 +26,7 @@ from spos.errors import CheckpointError, ConfigError
 from spos.files import open_atomic, parse_json, read_json
 from spos.spaces import build_subnet, default_image_size
 from spos.training.checkpoint import load_tensors, load_weights_into
-from spos.training.run_folder import code_version
+from spos.training.run_folder import code_version, read_settings
 
 FORMAT = "spos-subnet-1"
 FOLDER_FORMAT = "spos-folder-1"
@@ -140,6 +140,13 @@ def _read_architecture(path: Path) -> Architecture:
 def _load_folder(folder: Path) -> nn.Module:
     """The network of a folder; what its config.json says holds, and the weights must fit it."""
     path = folder / FOLDER_CONFIG
+    if (folder / "args.json").exists() and not path.exists():
+        read_settings(folder, stage="scratch")  # refuses a run of supernet.py
+        best = folder / "best.safetensors"
+        raise CheckpointError(
+            f"{folder}: is a run folder, expected a network; give the file that scratch.py writes "
+            f"there at its end, {best}" + ("" if best.exists() else " (it is not there yet)")
+        )
     config = read_json(path, error=CheckpointError)
     if not isinstance(config, dict) or config.get("format") != FOLDER_FORMAT:
         raise CheckpointError(

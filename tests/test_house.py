@@ -224,3 +224,8 @@ def test_no_work_is_left_for_later():
     marks = re.compile(r"\b(TO" + r"DO|FIX" + r"ME|XXX|HACK)\b")
     found = [module_name(path) for path in SHIPPED if marks.search(path.read_text())]
     assert found == []
+
+
+@pytest.mark.parametrize("path", [*PACKAGE, *SCRIPTS], ids=module_name)
+def test_paths_of_flags_may_begin_with_the_home_folder(path):
+    assert "type=Path" not in path.read_text(), "use spos.flag_values.to_path"

@@ -1,5 +1,6 @@
 """What `import spos` offers, what its errors become on the command line, what comes with it."""
 
+import argparse
 import ast
 import importlib
 import inspect
@@ -8,12 +9,15 @@ import re
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import spos
 from spos import errors
+from spos.training.flags import add_data_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -138,3 +142,23 @@ def test_type_hints_are_shipped():
 def test_tests_cannot_use_a_network(use):
     with socket.socket() as sock, pytest.raises(RuntimeError, match="loopback only"):
         use(sock)
+
+
+def test_large_image_that_pillow_decodes_is_no_warning(recwarn):
+    def main() -> None:
+        text = "Image size (100000000 pixels) exceeds limit of 89478485 pixels, could be ..."
+        warnings.warn(text, Image.DecompressionBombWarning, stacklevel=1)
+        raise errors.DataError("done")
+
+    with pytest.raises(SystemExit):
+        errors.run_main(main)
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("given", ["~/x", "~", "a/~/b", "~nobody-of-that-name/x"])
+def test_home_folder_in_a_flag_is_meant(monkeypatch, given):
+    monkeypatch.setenv("HOME", "/some/where")
+    parser = argparse.ArgumentParser()
+    add_data_flags(parser)
+    found = parser.parse_args([f"--data-dir={given}"]).data_dir
+    assert str(found) == given.replace("~", "/some/where", given in ("~/x", "~"))

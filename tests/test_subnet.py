@@ -223,3 +223,17 @@ def test_file_cannot_name_code_to_import(saved, monkeypatch):
     monkeypatch.delitem(SPACES, TINY)
     with pytest.raises(ConfigError, match="code outside of this package.*--space tiny_space:Tiny"):
         load_subnet(saved)
+
+
+def test_run_folder_is_named_with_its_network(saved):
+    run = saved.parent
+    settings = {"version": 1, "stage": "scratch", "config": {}, "runtime": {}}
+    (run / "args.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match=f"{run}: is a run folder, .*give .*{saved}$"):
+        load_subnet(run)
+    saved.unlink()
+    with pytest.raises(CheckpointError, match="not there yet"):
+        load_subnet(run)
+    (run / "args.json").write_text(json.dumps({**settings, "stage": "supernet"}))
+    with pytest.raises(ConfigError, match="is the run of supernet.py, expected one of scratch.py"):
+        load_subnet(run)

@@ -17,7 +17,7 @@ from typing import Any
 
 from spos.commands import bench_model
 from spos.errors import ConfigError
-from spos.flag_values import positive
+from spos.flag_values import positive, to_path
 from spos.search.arguments import METHODS, build_method
 from spos.search.benchmark import (
     MODES,
@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     macro = benchmarks.add_parser("nasbench-macro", help=summary, description=summary)
     macro.add_argument(
         "--table",
-        type=Path,
+        type=to_path,
         default=DEFAULT_TABLE,
         metavar="PATH",
         help="the benchmark's nas-bench-macro_cifar10.json (%(default)s)",
@@ -68,7 +68,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a setting of the searchers, as in classArgs; may be repeated",
     )
     macro.add_argument("--json", action="store_true", help="print one JSON object")
-    macro.add_argument("--plot", type=Path, metavar="FILE", help="draw medians and quartiles")
+    macro.add_argument("--plot", type=to_path, metavar="FILE", help="draw medians and quartiles")
     macro.set_defaults(run=run)
     summary = "median and 95th percentile of a batch: PyTorch, ONNX Runtime, int8, side by side"
     bench_model.configure(benchmarks.add_parser("model", help=summary, description=summary))

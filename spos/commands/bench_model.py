@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from spos.errors import ConfigError
-from spos.flag_values import positive
+from spos.flag_values import positive, to_path
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     parser.add_argument(
-        "files", type=Path, nargs="+", metavar="FILE",
+        "files", type=to_path, nargs="+", metavar="FILE",
         help=".safetensors or folder (PyTorch), .onnx (ONNX Runtime; float32 or int8)",
     )  # fmt: skip
     parser.add_argument(

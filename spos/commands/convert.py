@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from spos.errors import ConfigError
 from spos.files import write_text
-from spos.flag_values import parse_options
+from spos.flag_values import parse_options, to_path
 
 if TYPE_CHECKING:
     from spos.architecture import Architecture
+    from spos.convert.weights import ConvertedWeights
 
 WEIGHT_SUFFIXES = {
     ".safetensors": "safetensors",
@@ -24,6 +25,7 @@ WEIGHT_SUFFIXES = {
     ".pt": "megvii",
     ".tar": "megvii",
 }
+ASSUMED_SIZE = 224  # of the images of weights that do not say
 ARCHITECTURE_SUFFIXES = {".yaml": "mmrazor", ".yml": "mmrazor"}
 _WEIGHT_STARTS = (b"PK", b"\x80", b"\x12\x01\0\0\0\0\0\0")  # torch's archive, a pickle, MXNet
 _FORMATS = (
@@ -35,7 +37,7 @@ _FORMATS = (
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     parser.add_argument("input", metavar="IN", help="file of any system, or zoo:NAME")
-    parser.add_argument("output", metavar="OUT", type=Path, help="file to write")
+    parser.add_argument("output", metavar="OUT", type=to_path, help="file to write")
     parser.add_argument(
         "--to", metavar="FORMAT", help=f"{_FORMATS} (by default what OUT's name says)"
     )
@@ -44,7 +46,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--space-options", metavar="JSON", help='such as {"image_size": 32}')
     parser.add_argument(
-        "--fixed-arc", metavar="FILE", help="of a subnet's weights: its architecture, to check"
+        "--fixed-arc",
+        type=to_path,
+        metavar="FILE",
+        help="of a subnet's weights: its architecture, to check",
     )
     parser.add_argument(
         "--preprocessing", choices=["standard", "spos"],
@@ -117,6 +122,36 @@ def _convert_weights(args: argparse.Namespace, options: dict[str, Any]) -> None:
     else:
         _write_architecture(args.output, found.arch, format)
     print(f"{args.input}: weights of {found.system}, {kind}\n{args.output}: {format}")
+    if format in WEIGHT_FORMATS and (unsaid := _describe_unsaid(found, format, args, options)):
+        print(unsaid)
+
+
+def _describe_unsaid(
+    found: ConvertedWeights, format: str, args: argparse.Namespace, options: dict[str, Any]
+) -> str:
+    """What the file written does not say of a network's images; "" if it says all."""
+    size, classes = found.options["image_size"], found.said.get("classes")
+    prepared = args.preprocessing or found.said.get("preprocessing")
+    if format == "safetensors":
+        known = {**found.own_options, **options}
+        unknown = {
+            f"the size of its images, taken to be {size} (--space-options)": "image_size" in known,
+            "their preprocessing (--preprocessing)": prepared is not None,
+            "the names of its classes": classes is not None,
+        }
+        unsaid = [what for what, is_known in unknown.items() if not is_known]
+        return f"{args.input} does not say {', '.join(unsaid)}" if unsaid else ""
+    lost = [f"the size of its images, {size}"] if size != ASSUMED_SIZE else []
+    if prepared:
+        lost.append(f"their {prepared} preprocessing")
+    if classes:
+        lost.append(f"the names of its {len(classes)} classes")
+    if not lost:
+        return ""
+    return (
+        f"{args.output} cannot hold {', '.join(lost)}: say them again where it is read "
+        f"(--space-options, --preprocessing), or keep {args.input}"
+    )
 
 
 def _write_architecture(path: Path, arch: Architecture, format: str) -> None:

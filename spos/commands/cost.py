@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from spos.commands import cost_latency
 from spos.cost.table import CostTable
 from spos.errors import ConfigError
-from spos.flag_values import parse_options
+from spos.flag_values import parse_options, to_path
 
 if TYPE_CHECKING:
     from spos.architecture import Architecture
@@ -51,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="operation by operation: input, kernel, channels, params, mults, adds",
     )
-    parser.add_argument("--table", metavar="OUT", type=Path, help="write the space's cost table")
+    parser.add_argument("--table", metavar="OUT", type=to_path, help="write the space's cost table")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--space", help="search space of FILE, if it does not say")
     parser.add_argument("--image-size", type=int, help="side of the images (the file's, or 224)")

@@ -8,11 +8,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spos.errors import ConfigError
-from spos.flag_values import not_negative, parse_options
+from spos.flag_values import not_negative, parse_options, to_path
 
 if TYPE_CHECKING:
     import torch
@@ -28,17 +27,17 @@ FIRST = 5  # with no more classes than this, a top-5 says nothing
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     parser.add_argument(
-        "model", type=Path, metavar="MODEL",
+        "model", type=to_path, metavar="MODEL",
         help="best.safetensors, a folder of export --hub-dir, an .onnx file of export; with "
         "--weights an architecture: any system's file, or zoo:NAME",
     )  # fmt: skip
     parser.add_argument(
-        "--data-dir", "--imagenet-dir", type=Path, required=True, metavar="DIR",
+        "--data-dir", "--imagenet-dir", type=to_path, required=True, metavar="DIR",
         help="images: DIR/val/CLASS/*, without it DIR/test/CLASS/*, without either DIR/CLASS/*",
     )  # fmt: skip
     weights = parser.add_argument_group("weights of an architecture")
     weights.add_argument(
-        "--weights", type=Path, metavar="FILE", help="of this architecture, ours or another's"
+        "--weights", type=to_path, metavar="FILE", help="of this architecture, ours or another's"
     )
     weights.add_argument(
         "--space", help="search space of a file that does not name it, or module:Class of your own"

@@ -13,6 +13,7 @@ import sys
 from spos.errors import ConfigError
 from spos.evaluation.address import Address, find_address, take_lock
 from spos.evaluation.settings import add_evaluation_flags, read_evaluation_flags
+from spos.training.run_folder import read_settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -32,11 +33,7 @@ def run(args: argparse.Namespace) -> int:
     settings = read_evaluation_flags(args)
     if not 0 < args.idle_seconds < 1e9:
         raise ConfigError(f"--idle-seconds {args.idle_seconds:g}: expected more than 0")
-    if not (args.run_dir / "args.json").exists():
-        raise ConfigError(
-            f"{args.run_dir}: is not a run folder (it has no args.json); run `python supernet.py "
-            f"--run-dir {args.run_dir}` first"
-        )
+    read_settings(args.run_dir, stage="supernet")  # else it says what makes the run
     address = find_address(settings)
     lock = _lock(address, args.lock)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # tidy up

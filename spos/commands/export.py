@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spos.errors import ConfigError
-from spos.flag_values import positive
+from spos.flag_values import positive, to_path
 
 FOLDED_TOLERANCE = 1e-5
 ONNX_TOLERANCE = 1e-4
@@ -23,20 +23,20 @@ LATENCY_REPEATS = 50
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="best.safetensors, or an exported folder"
+        "model", type=to_path, metavar="MODEL", help="best.safetensors, or an exported folder"
     )
     outputs = parser.add_argument_group("what to write (at least one)")
     outputs.add_argument(
-        "--onnx", type=Path, metavar="FILE", help="ONNX, float32, BatchNorm folded"
+        "--onnx", type=to_path, metavar="FILE", help="ONNX, float32, BatchNorm folded"
     )
-    outputs.add_argument("--int8", type=Path, metavar="FILE", help="ONNX, int8 (QDQ)")
+    outputs.add_argument("--int8", type=to_path, metavar="FILE", help="ONNX, int8 (QDQ)")
     outputs.add_argument(
-        "--hub-dir", type=Path, metavar="DIR",
+        "--hub-dir", type=to_path, metavar="DIR",
         help="folder with model.safetensors, config.json and a model card",
     )  # fmt: skip
     images = parser.add_argument_group("images that the outputs are checked on")
     images.add_argument(
-        "--data-dir", type=Path, metavar="DIR",
+        "--data-dir", type=to_path, metavar="DIR",
         help="the data set it was trained on (default: what args.json beside MODEL says)",
     )  # fmt: skip
     images.add_argument(

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
-from spos.flag_values import positive
+from spos.errors import ConfigError
+from spos.flag_values import positive, to_path
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
     parser.add_argument(
-        "model", type=Path, metavar="MODEL",
+        "model", type=to_path, metavar="MODEL",
         help="best.safetensors, a folder of export --hub-dir, or an .onnx file of export",
     )  # fmt: skip
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files")
+    parser.add_argument("images", type=to_path, nargs="+", metavar="IMAGE", help="image files")
     parser.add_argument("--top", type=positive, default=5, help="classes to show (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     parser.add_argument("--space", help="module:Class of your own, if MODEL is of it")
@@ -32,6 +32,9 @@ def run(args: argparse.Namespace) -> int:
     from spos.deploy.networks import check_knows_its_images, open_network
     from spos.spaces import load_space_class
 
+    for path in args.images:
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder, expected image files, such as {path}/*.jpg")
     if args.space:
         load_space_class(args.space, allow_import=True)
     network = open_network(args.model)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from spos.errors import ConfigError
 from spos.evaluation.settings import add_evaluation_flags, read_evaluation_flags
-from spos.flag_values import positive
+from spos.flag_values import positive, to_path
 from spos.search.ranking import Agreement, draw_architectures, measure_agreement, read_truth
 
 
@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_evaluation_flags(parser)
     parser.add_argument(
         "--truth",
-        type=Path,
+        type=to_path,
         default=Path("data/nas-bench-macro_cifar10.json"),
         metavar="FILE",
         help='the table of NAS-Bench-Macro, or [{"choices": {...}, "top1": 0.71}, ...] '
@@ -33,7 +33,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--count", type=positive, default=200, help="architectures, drawn at random (%(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of that draw (%(default)s)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw scores against the truth")
+    parser.add_argument(
+        "--plot", type=to_path, metavar="FILE", help="draw scores against the truth"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spos.errors import ConfigError
+from spos.flag_values import to_path
 
 if TYPE_CHECKING:
     from spos.report.sources import Sources
@@ -20,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_target_flags(parser)
     parser.add_argument(
         "--output-dir",
-        type=Path,
+        type=to_path,
         default=Path("runs/report"),
         help="of index.html and the PNGs (%(default)s)",
     )
@@ -43,7 +44,7 @@ def add_target_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--experiments-dir",
-        type=Path,
+        type=to_path,
         metavar="DIR",
         help="where ids and the latest search are looked up (default: all that NNI knows, and "
         "runs/search)",

@@ -17,7 +17,7 @@ import numpy as np
 
 from spos.cost.table import Constraint, CostTable, parse_constraint_flags
 from spos.errors import ConfigError
-from spos.flag_values import parse_options, positive
+from spos.flag_values import parse_options, positive, to_path
 from spos.training.samplers import BOXED, SAMPLERS, build_sampler
 from spos.training.samplers.arguments import add_path_flags, parse_warmup
 from spos.training.samplers.coverage import (
@@ -53,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--epoch", type=positive, default=1, help="that is drawn (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the samplers (%(default)s)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw MACs against parameters")
+    parser.add_argument("--plot", type=to_path, metavar="FILE", help="draw MACs against parameters")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -16,7 +18,8 @@ from typing import Any
 from spos.architecture import load_architecture, save_architecture
 from spos.commands import search_run
 from spos.cost.table import parse_constraint_flags, write_constraints
-from spos.errors import SearchError
+from spos.errors import ConfigError, SearchError
+from spos.flag_values import to_path
 from spos.search.arguments import METHODS
 from spos.search.experiment import Changes, check_port, prepare_experiment
 from spos.search.launch import (
@@ -40,18 +43,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--concurrency", type=int, help="trials at once (trialConcurrency)")
     start.add_argument("--trial-command", help="in place of the file's trialCommand")
     start.add_argument(
-        "--run-dir", type=Path, metavar="DIR",
+        "--run-dir", type=to_path, metavar="DIR",
         help="run folder of supernet.py (default: runs/supernet, as trialCommand says)",
     )  # fmt: skip
     start.add_argument("--space", metavar="MODULE:CLASS",
                        help="your own space, if the supernet was trained with one")  # fmt: skip
-    start.add_argument("--data-dir", type=Path, metavar="DIR",
+    start.add_argument("--data-dir", type=to_path, metavar="DIR",
                        help="where the images are now, if they have moved")  # fmt: skip
     start.set_defaults(run=_start)
     run = actions.add_parser("run", help="the same search in one process, without NNI's server")
     for action in (start, run):
         action.add_argument(
-            "--config", type=Path, default=Path("config_search.yml"), metavar="FILE",
+            "--config", type=to_path, default=Path("config_search.yml"), metavar="FILE",
             help="the NNI experiment, with the tuner's settings (default: %(default)s)",
         )  # fmt: skip
         action.add_argument("--rounds", type=int, help="number of rounds (tuner.classArgs.rounds)")
@@ -81,20 +84,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     best.add_argument(
         "id", nargs="?", help="the experiment, or the folder of `search run`; by default the latest"
     )
-    best.add_argument("--output", type=Path, help="write the architecture to this file")
+    best.add_argument("--output", type=to_path, help="write the architecture to this file")
     best.add_argument("--top", type=int, default=5, help="how many to list (default: 5)")
     best.add_argument("--json", action="store_true", help="print one JSON object")
     best.set_defaults(run=_best)
     for action in (start, resume, best):
         action.add_argument(
             "--experiments-dir",
-            type=Path,
+            type=to_path,
             help="folder of experiments (default: NNI's own)",
         )
 
 
 def _start(args: argparse.Namespace) -> int:
     check_port(args.port)
+    _check_config(args.config)
     print(f"checking {args.config} and writing its search space ...", flush=True)
     changes = Changes(
         _class_args(args),
@@ -135,7 +139,17 @@ def _class_args(args: argparse.Namespace) -> dict[str, Any]:
     return class_args
 
 
+def _check_config(path: Path) -> None:
+    if not os.path.exists(path):
+        raise ConfigError(
+            f"--config {path}: there is no such file in {Path.cwd()}; give the settings of the "
+            "search (--config FILE), such as config_search.yml of the repository, or run the "
+            "command there"
+        )
+
+
 def _run(args: argparse.Namespace) -> int:
+    _check_config(args.config)
     try:
         search_run.run_locally(args, _class_args(args))
     except KeyboardInterrupt:
@@ -164,7 +178,9 @@ def _best(args: argparse.Namespace) -> int:
         try:
             save_architecture(args.output, arch)
         except OSError as problem:
-            raise SearchError(f"--output {args.output}: {problem.strerror or problem}") from None
+            is_lost = not args.output.parent.is_dir()
+            reason = f"there is no folder {args.output.parent}" if is_lost else problem.strerror
+            raise SearchError(f"--output {args.output}: cannot be written ({reason})") from None
     entries = read_entries(log)
     if args.json:
         ranking = [asdict(each) for each in _rank(entries)[: args.top]]
@@ -277,7 +293,7 @@ def _print_result(
         print()
     print(f"all candidates: {log / JOURNAL}")
     print(f"best architecture: {log / BEST}")
-    print(f"train it: python scratch.py --fixed-arc {log / BEST}")
+    print(f"train it: python scratch.py --fixed-arc {shlex.quote(str(log / BEST))}")
 
 
 _HEADER = f"{'architecture':12}  {'score':>8}  {'MACs':>10}  {'params':>9}  round"

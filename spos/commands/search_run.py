@@ -20,6 +20,7 @@ from spos.architecture import Choices
 from spos.errors import ConfigError
 from spos.evaluation.settings import add_evaluation_flags, read_evaluation_flags
 from spos.files import read_bytes
+from spos.flag_values import to_path
 from spos.search.arguments import (
     TUNERS,
     ExperimentPaths,
@@ -28,7 +29,7 @@ from spos.search.arguments import (
     complete_arguments,
 )
 from spos.search.limited import LimitedEvaluation, serve
-from spos.search.local import run_search
+from spos.search.local import check_folder, run_search
 from spos.search.record import SearchRecord
 from spos.search.results import RUN_FOLDER, STATE_FILE, read_entries
 from spos.search.trained import describe_limits
@@ -46,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_evaluation_flags(parser)
     parser.add_argument(
         "--output-dir",
-        type=Path,
+        type=to_path,
         default=RUN_FOLDER,
         help="results and state; the same command continues a search there (%(default)s)",
     )
@@ -62,11 +63,12 @@ def run_locally(args: argparse.Namespace, class_args: dict[str, Any]) -> SearchR
     Raises:
         SposError: if a setting is wrong, the supernet is not there or the search cannot go on.
     """
+    check_folder(args.output_dir)
     arguments = read_arguments(args.config, class_args)
+    config, source = read_settings(args.run_dir, stage="supernet").config, args.run_dir
     arguments.setdefault("cost_table", str((args.run_dir / "cost.json").resolve()))
     search = build_search(ExperimentPaths(Path.cwd()), **arguments)
     if not (args.output_dir / STATE_FILE).exists():  # else it goes on as it began
-        config, source = read_settings(args.run_dir, stage="supernet").config, args.run_dir
         trained = trained_ranges(config, search.space.table, source=f"{source}/args.json")
         if remark := describe_limits(search.space, trained):
             print(remark, flush=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from spos.files import parse_json, read_bytes
 from spos.spaces import space_spec
 
 ANGLENAS_SKIP = -1  # in place of the number of an operator
+_WEIGHTS = {".safetensors", ".params", ".pth", ".pt", ".tar"}
 
 _NUMERIC = re.compile(r"[-0-9,;/\s()\[\]]*")
 _NUMBER = re.compile(r"-?\d{1,9}")
@@ -79,6 +81,11 @@ def recognize(source: Path | str, spec: SearchSpec | None = None) -> Reading:
         if spec is not None:
             spec.check_architecture(arch, source=str(source))
         return Reading("published network", arch)
+    if Path(source).suffix in _WEIGHTS and Path(source).is_file():
+        raise ArchitectureError(
+            f"{source}: is a file of weights, expected one of an architecture, which `python -m "
+            f"spos convert {shlex.quote(str(source))} arch.json` writes of them"
+        )
     data = read_bytes(source, error=ArchitectureError, max_bytes=MAX_ARCHITECTURE_BYTES)
     return recognize_text(data, spec, source=str(source))
 

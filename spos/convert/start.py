@@ -20,6 +20,7 @@ from spos.architecture import Architecture
 from spos.convert.weights import ConvertedWeights, build_network, check_options, read_weights
 from spos.errors import CheckpointError, ConfigError
 from spos.files import digest
+from spos.flag_values import to_path
 from spos.supernet import Supernet
 from spos.training.checkpoint import latest_checkpoint, load_weights_into
 from spos.training.inputs import Inputs
@@ -38,7 +39,7 @@ def add_weights_flags(parser: argparse.ArgumentParser, what: str) -> None:
         what: may be given, for the help.
     """
     group = parser.add_argument_group("weights to begin with (default: random ones)")
-    group.add_argument("--weights", type=Path, metavar="FILE", help=what)
+    group.add_argument("--weights", type=to_path, metavar="FILE", help=what)
     group.add_argument(
         "--reset-head", action="store_true",
         help="leave out their last layer, for images of other classes",

@@ -6,6 +6,7 @@ Imports only `spos.errors` and the folder, split and making of folders of this p
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -88,7 +89,8 @@ def _find_classes(source: Path) -> Path:
     for name in ("val", "test"):
         if (source / name).is_dir():
             raise DataError(
-                f"{source}: has train/ and {name}/ already; use it as it is (--data-dir {source})"
+                f"{source}: has train/ and {name}/ already; use it as it is "
+                f"(--data-dir {shlex.quote(str(source))})"
             )
     return train
 

@@ -1,4 +1,4 @@
-"""Finding image files that cannot be decoded, before a training run meets them.
+"""Finding what is wrong with a folder of images, before a training run meets it.
 
 Imports only `spos.errors` and the folder and decoding of this package.
 """
@@ -6,20 +6,24 @@ Imports only `spos.errors` and the folder and decoding of this package.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
 from spos.data.decode import BadImage, load_rgb
-from spos.data.folder import IMAGE_EXTENSIONS, find_images
+from spos.data.folder import IMAGE_EXTENSIONS, find_images, find_test, is_folder
 from spos.errors import DataError
 
 _CHUNK = 1024  # files handed to the threads at a time
 
 
-def list_images(root: Path | str) -> list[str]:
+def list_images(root: Path | str, *, passed_over: list[str] | None = None) -> list[str]:
     """All image files below ``root``, whatever its layout, relative to it and sorted.
+
+    Args:
+        root: the folder.
+        passed_over: is given the files of other extensions.
 
     Raises:
         DataError: if it is not a folder or holds no images.
@@ -27,10 +31,50 @@ def list_images(root: Path | str) -> list[str]:
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"{root}: is not a folder; expected one that holds images")
-    paths = sorted(find_images(root))
+    paths = sorted(find_images(root, passed_over=passed_over))
     if not paths:
         raise DataError(f"{root}: holds no images (of {' '.join(IMAGE_EXTENSIONS)})")
     return paths
+
+
+def find_gaps(root: Path | str, paths: Sequence[str]) -> list[str]:
+    """Class folders without images, and those of training or of test alone: a line for each.
+
+    Args:
+        root: a data set with ``train/``, a folder of class folders, or one of images, which has no
+            classes.
+        paths: its images, as from `list_images`.
+    """
+    root = Path(root)
+    test = find_test(root)
+    if not (root / "train").is_dir():
+        is_flat = any("/" not in path for path in paths)
+        return [] if is_flat else _find_empty(root, "", paths)
+    parts = ["train", *([test.name] if test else [])]
+    gaps = [line for part in parts for line in _find_empty(root, part, paths)]
+    for part, other in zip(parts, reversed(parts), strict=True):
+        gaps += [
+            f"{root / part / name}: a class that {root / other} does not have"
+            for name in sorted({*_list_folders(root / part)} - {*_list_folders(root / other)})
+        ]
+    return gaps
+
+
+def _find_empty(root: Path, part: str, paths: Sequence[str]) -> list[str]:
+    start = f"{part}/" if part else ""
+    full = {path[len(start) :].split("/")[0] for path in paths if path.startswith(start)}
+    return [
+        f"{root / part / name}: a class folder without images"
+        for name in _list_folders(root / part)
+        if name not in full
+    ]
+
+
+def _list_folders(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry)
+        )
 
 
 def check_images(

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from PIL import Image
 
@@ -41,10 +43,17 @@ class BadImage:
 def read_encoded(path: Path | str) -> bytes | BadImage:
     """The bytes of an image file."""
     try:
-        with open(path, "rb") as file:
+        with _open_file(path) as file:
             return file.read()
     except OSError as problem:
         return BadImage(str(path), problem.strerror or str(problem))
+
+
+def _open_file(path: Path | str) -> IO[bytes]:
+    """A file to read; a pipe, which may wait for ever, and a device are none."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("not a regular file")
+    return open(path, "rb")
 
 
 def decode_rgb(encoded: bytes, *, path: Path | str) -> Image.Image | BadImage:
@@ -148,7 +157,7 @@ def encoded_size(encoded: bytes, *, path: Path | str) -> tuple[int, int] | BadIm
 def file_size(path: Path | str) -> tuple[int, int] | BadImage:
     """`encoded_size` of a file, of which only both ends are read if they are those of a JPEG."""
     try:
-        with open(path, "rb") as file:
+        with _open_file(path) as file:
             head = file.read(_HEAD)
             if file.seek(0, os.SEEK_END) >= _HEAD + _TAIL:
                 file.seek(-_TAIL, os.SEEK_END)

@@ -5,6 +5,7 @@ Imports only `spos.errors` and the index of this package.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ IMAGE_EXTENSIONS = (
 )  # fmt: skip
 _SCAN_THREADS = 8  # listing folders waits for the disk or the network, not for the processor
 INDEXED_IMAGES = 100_000  # from so many on a list is kept; fewer are listed in half a second
+_HASHED = 10_000  # names that are joined at a time
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def open_data(data_dir: Path | str, *, index_dir: Path | None = None) -> DataFol
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
         raise DataError(f"{data_dir}: is not a folder; expected a data set with train/ and val/")
-    train_dir, test_dir = data_dir / "train", _find_test(data_dir)
+    train_dir, test_dir = data_dir / "train", find_test(data_dir)
     if not train_dir.is_dir() or test_dir is None:
         missing = "train/<class>/" if not train_dir.is_dir() else "val/<class>/ (or test/<class>/)"
         raise DataError(
@@ -99,13 +101,14 @@ def open_test_images(data_dir: Path | str) -> ImageSet:
         DataError: if there is no such folder, it holds no classes, or a class holds no images.
     """
     data_dir = Path(data_dir)
-    test_dir = _find_test(data_dir)
+    test_dir = find_test(data_dir)
     if test_dir is None:
         return scan_folder(data_dir)
     return scan_folder(test_dir, indexes=[data_dir / f".spos-{test_dir.name}.json"])
 
 
-def _find_test(data_dir: Path) -> Path | None:
+def find_test(data_dir: Path) -> Path | None:
+    """Where a data set has its test images: ``val``, without it ``test``; None without either."""
     folders = (data_dir / name for name in ("val", "test"))
     return next((folder for folder in folders if folder.is_dir()), None)
 
@@ -147,7 +150,7 @@ def _list_classes(root: Path) -> Listing:
     changed_ns = change_time(root)  # before it is listed: a later change must be noticed
     with os.scandir(root) as entries:
         classes = sorted(
-            entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()
+            entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry)
         )
     if not classes:
         raise DataError(f"{root}: has no class folders; expected {root}/<class>/*.jpg")
@@ -168,8 +171,27 @@ def _list_class(folder: Path) -> ClassListing:
     return ClassListing(folders, files)
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one.
+
+    Raises:
+        DataError: naming a link that leads nowhere, such as to itself.
+    """
+    try:
+        return entry.is_dir()
+    except OSError as problem:
+        raise DataError(
+            f"{entry.path}: cannot be followed ({problem.strerror or problem}); mend or remove the "
+            "link"
+        ) from None
+
+
 def find_images(
-    root: Path, folder: str = "", *, listed: dict[str, int] | None = None
+    root: Path,
+    folder: str = "",
+    *,
+    listed: dict[str, int] | None = None,
+    passed_over: list[str] | None = None,
 ) -> Iterator[str]:
     """Paths of the image files below ``root/folder``, relative to ``root``, in no order.
 
@@ -177,9 +199,10 @@ def find_images(
         root: what the paths are relative to.
         folder: where to look.
         listed: is given every folder that was listed, with the time of its last change before.
+        passed_over: is given the other files, but for those whose names begin with a dot.
 
     Raises:
-        DataError: if a folder cannot be listed.
+        DataError: if a folder cannot be listed, or a link leads nowhere.
     """
     prefix = f"{folder}/" if folder else ""
     try:
@@ -189,14 +212,30 @@ def find_images(
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
-                    yield from find_images(root, prefix + entry.name, listed=listed)
+                if is_folder(entry):
+                    yield from find_images(
+                        root, prefix + entry.name, listed=listed, passed_over=passed_over
+                    )
                 elif entry.name.lower().endswith(IMAGE_EXTENSIONS):
                     yield prefix + entry.name
+                elif passed_over is not None:
+                    passed_over.append(prefix + entry.name)
     except OSError as problem:
         raise DataError(
             f"{root / folder}: cannot be listed ({problem.strerror or problem})"
         ) from None
+
+
+def names_id(images: ImageSet) -> str:
+    """Twelve hexadecimal digits that tell which files these are, by their names, and their order.
+
+    Takes about a second for ten million files.
+    """
+    sha256 = hashlib.sha256()
+    for start in range(0, len(images), _HASHED):
+        names = "".join(f"{path}\0" for path in images.paths[start : start + _HASHED])
+        sha256.update(os.fsencode(names))
+    return sha256.hexdigest()[:12]
 
 
 def select_images(images: ImageSet, indices: Iterable[int]) -> ImageSet:

@@ -5,6 +5,7 @@ Imports only `spos.errors`, `spos.files` and the folder and random numbers of th
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -89,7 +90,7 @@ def apply_split(train: ImageSet, split: Split) -> tuple[ImageSet, ImageSet]:
             f"the split is of a data set with {len(split.classes)} classes "
             f"({', '.join(split.classes[:3])}, ...), but {train.root} has {len(train.classes)} "
             f"({', '.join(train.classes[:3])}, ...); make a new one with "
-            f"`python -m spos data split {train.root.parent}`"
+            f"`python -m spos data split {shlex.quote(str(train.root.parent))}`"
         )
     held_out = set(split.held_out)
     absent = held_out.difference(train.paths)
@@ -97,7 +98,7 @@ def apply_split(train: ImageSet, split: Split) -> tuple[ImageSet, ImageSet]:
         raise DataError(
             f"the split holds out {len(absent)} images that are not in {train.root}, such as "
             f"{min(absent)!r}; restore them, or make a new split with "
-            f"`python -m spos data split {train.root.parent}`"
+            f"`python -m spos data split {shlex.quote(str(train.root.parent))}`"
         )
     is_held_out = np.array([path in held_out for path in train.paths])
     return (

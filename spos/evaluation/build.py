@@ -5,6 +5,7 @@ Imports `spos.placement`, `spos.spaces`, `spos.training` and what is below them.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +86,7 @@ class TrainedSupernet:
         if found is None:
             raise CheckpointError(
                 f"{self.path}: has no checkpoint yet; train the supernet first "
-                f"(`python supernet.py --run-dir {self.path}`)"
+                f"(`python supernet.py --run-dir {shlex.quote(str(self.path))}`)"
             )
         return found[1]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from spos.errors import ConfigError
+from spos.flag_values import to_path
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ class EvaluationSettings:
 
 def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of everything that evaluates candidates."""
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/supernet"), metavar="DIR",
+    parser.add_argument("--run-dir", type=to_path, default=Path("runs/supernet"), metavar="DIR",
                         help="run folder of supernet.py (default: %(default)s)")  # fmt: skip
     parser.add_argument("--space", metavar="MODULE:CLASS",
                         help="your own space, if the supernet was trained with one")  # fmt: skip
     parser.add_argument(
-        "--data-dir", "--imagenet-dir", type=Path, metavar="DIR",
+        "--data-dir", "--imagenet-dir", type=to_path, metavar="DIR",
         help="where the images are now (default: where they were in training)",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

@@ -9,6 +9,7 @@ state beside them in `search.json`.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,24 @@ from spos.search.searcher import Search
 
 # Choices -> what a trial reports: a score, or a dict with ``default`` and other metrics.
 Evaluate = Callable[[Choices], float | Mapping[str, Any]]
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that a search would mix its files with others in.
+
+    Raises:
+        SearchError: unless it is not there, is empty or holds a search.
+    """
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise SearchError(f"{folder}: is not a folder; name another one (--output-dir)")
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    if names and not names & {STATE_FILE, JOURNAL}:
+        raise SearchError(
+            f"{folder}: is not empty and holds no search ({JOURNAL}), but {min(names)}; name "
+            "another folder (--output-dir)"
+        )
 
 
 def run_search(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from spos.flag_values import not_negative, positive
+from spos.flag_values import not_negative, positive, to_path
 from spos.training.recipe import AMP_MODES, SCHEDULES
 
 
@@ -18,7 +18,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data-dir",
         "--imagenet-dir",
-        type=Path,
+        type=to_path,
         metavar="DIR",
         help="folder with train/CLASS/* and val/ or test/ (default: data/imagenet if it is there, "
         "else the embedded handwritten digits)",
@@ -98,7 +98,7 @@ def add_run_flags(parser: argparse.ArgumentParser, *, run_dir: str) -> None:
     """Flags on the run folder and the machine."""
     group = parser.add_argument_group("run")
     group.add_argument(
-        "--run-dir", type=Path, default=Path(run_dir), metavar="DIR",
+        "--run-dir", type=to_path, default=Path(run_dir), metavar="DIR",
         help="settings, log, checkpoints; repeat a command to continue it (default: %(default)s)",
     )  # fmt: skip
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")

@@ -21,7 +21,7 @@ import torch
 from spos.data.counter_random import check_seed
 from spos.data.decode import BadImage, file_size
 from spos.data.digits import is_digits, prepare_digits
-from spos.data.folder import DataFolder, ImageSet, open_data
+from spos.data.folder import DataFolder, ImageSet, names_id, open_data
 from spos.data.loader import Loader, build_loader
 from spos.data.preprocessing import Preprocessing
 from spos.data.schedule import Schedule, count_batches
@@ -74,7 +74,11 @@ class Inputs:
         return preset
 
     def config(self) -> dict[str, Any]:
-        """The part of a run's configuration that this is (see `RunSettings`)."""
+        """The part of a run's configuration that this is (see `RunSettings`).
+
+        The last two, which tell its files by their names, are newer than the rest: older runs do
+        not have them.
+        """
         return {
             "data": self.data.name,
             "num_train": len(self.data.train),
@@ -84,6 +88,8 @@ class Inputs:
             "augmentation": self.augmentation,
             "preprocessing": self.preprocessing.name,
             "loader": self.backend,
+            "train_names": names_id(self.data.train),
+            "test_names": names_id(self.data.test),
         }
 
     def runtime(self) -> dict[str, Any]:
@@ -179,8 +185,16 @@ def open_inputs(
     """The images that the flags of `add_data_flags` ask for, the rest chosen to suit them.
 
     An architecture that was searched for as many classes (``arch_options``) keeps its image size.
+
+    Raises:
+        DataError: if they are no data set, or of a single class.
     """
     data = open_data(args.data_dir or _default_data_dir())
+    if len(data.train.classes) < 2:
+        raise DataError(
+            f"{data.train.root}: has a single class folder, {''.join(data.train.classes)!r}, and "
+            "so nothing to tell apart; expected several, train/<class>/*.jpg and the same in test"
+        )
     kind, natural_size = _classify(data)
     preset = PRESETS[kind]
     if arch_options and arch_options.get("num_classes") == len(data.train.classes):
@@ -217,6 +231,12 @@ def reopen_inputs(
             f"{data_dir}: holds {found[0]} training images of {len(found[1])} classes, but the run "
             f"was trained on {config['num_train']} of {len(config['classes'])}; give the data set "
             "that it was trained on (--data-dir)"
+        )
+    if config.get("train_names", given := names_id(data.train)) != given:
+        raise DataError(
+            f"{data.train.root}: holds as many training images as the run in {run_dir} was trained "
+            "on, but under other names: some were renamed, moved to another class or swapped; "
+            "bring them back, or give the data set that it was trained on (--data-dir)"
         )
     kind, _ = _classify(data)
     return Inputs(

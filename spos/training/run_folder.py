@@ -11,11 +11,12 @@ import logging
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from spos.files import (
 FORMAT_VERSION = 1
 PREPARED = ("cost.json",)  # may be there before the run: costs measured for its paths
 PACKAGES = ("spos", "torch", "torchvision", "nni", "numpy", "nvidia-dali-cuda130")
+# Settings that tell the names of its images, which older runs do not have.
+NAMES = {"train_names": "training images", "test_names": "test images"}
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,10 @@ class RunFolder:
 
     def _check_ours(self) -> None:
         if (self.path / "args.json").exists():
-            _check_same(read_settings(self.path), self.settings, self.path)
+            old = read_settings(self.path)
+            _check_same(old, self.settings, self.path)
+            # As its checkpoints say it, too, though the folder of the images has another name now.
+            self.settings = replace(self.settings, config=old.config)
         elif self.is_writer and self.path.is_dir() and _has_files(self.path):
             raise ConfigError(
                 f"{self.path}: is not empty and not a run folder; give another --run-dir"
@@ -197,7 +203,9 @@ def read_settings(path: Path | str, *, stage: str | None = None) -> RunSettings:
     """
     file = Path(path) / "args.json"
     if not os.path.exists(file):  # pathlib's own raises where the folder may not be read
-        hint = f"; run `python {stage}.py --run-dir {path}` first" if stage else ""
+        hint = (
+            f"; run `python {stage}.py --run-dir {shlex.quote(str(path))}` first" if stage else ""
+        )
         raise ConfigError(f"{path}: is not a run folder (it has no args.json){hint}")
     value = read_json(file, error=ConfigError)
     if not isinstance(value, dict) or value.get("version") != FORMAT_VERSION:
@@ -225,15 +233,26 @@ def _check_same(old: RunSettings, new: RunSettings, path: Path) -> None:
         raise ConfigError(
             f"{path}: holds a run of {old.stage}.py; give {new.stage}.py another --run-dir"
         )
-    names = sorted({*old.config, *new.config})
-    changed = [
-        f"{name} was {old.config.get(name)!r}, now {new.config.get(name)!r}"
-        for name in names
-        if old.config.get(name) != new.config.get(name)
-    ]
-    if changed:
+    names = {*old.config, *new.config}
+    if old.config.keys() >= NAMES.keys():
+        names.discard("data")  # the folder may have been moved or renamed
+    else:
+        names -= NAMES.keys()
+    changed = sorted(name for name in names if old.config.get(name) != new.config.get(name))
+    renamed = [name for name in changed if name in NAMES]
+    if renamed and {*changed} <= {*NAMES, "split"}:  # which follows the names
+        which = " and ".join(NAMES[name] for name in renamed)
         raise ConfigError(
-            f"{path}: holds a run with other settings ({'; '.join(changed)}); repeat the command "
+            f"{path}: holds a run on other files: as many {which}, but files in "
+            f"{new.runtime.get('data_dir')} were renamed, swapped or moved to another class since; "
+            "bring them back and repeat the command to continue it, or give another --run-dir"
+        )
+    if changed:
+        said = "; ".join(
+            f"{name} was {old.config.get(name)!r}, now {new.config.get(name)!r}" for name in changed
+        )
+        raise ConfigError(
+            f"{path}: holds a run with other settings ({said}); repeat the command "
             "with the old ones to continue it, or give another --run-dir"
         )
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 from typing import Any
 
 from spos.data.preprocessing import UNSAID_PREPROCESSING
 from spos.errors import CheckpointError, ConfigError
 from spos.files import digest
+from spos.flag_values import to_path
 from spos.placement import place
 from spos.spaces import complete_options
 from spos.subnet import FOLDER_WEIGHTS, load_subnet
@@ -28,7 +28,7 @@ def add_teacher_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that `find_teacher` reads."""
     group = parser.add_argument_group("teacher (knowledge distillation)")
     group.add_argument(
-        "--teacher", type=Path, metavar="FILE",
+        "--teacher", type=to_path, metavar="FILE",
         help="trained network whose answers are learned too: best.safetensors of scratch.py, or a "
         "folder of export --hub-dir",
     )  # fmt: skip

@@ -384,3 +384,23 @@ def test_scratch_takes_published_networks(request):
     done = subprocess.run(script, cwd=request.config.rootpath, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: zoo:none: there is no such published network")
+
+
+def test_command_says_what_a_file_cannot_hold(tmp_path, megvii_files, capsys):
+    ours, theirs = str(tmp_path / "x.safetensors"), str(tmp_path / "x.pth.tar")
+    assert main(["convert", str(megvii_files / "subnet.pth.tar"), ours]) == 0
+    assert capsys.readouterr().out.splitlines()[2] == (
+        f"{megvii_files / 'subnet.pth.tar'} does not say the size of its images, taken to be 224 "
+        "(--space-options), their preprocessing (--preprocessing), the names of its classes"
+    )
+    found = read_weights(ours, options={"image_size": 192})
+    names = [f"class {number}" for number in range(found.options["num_classes"])]
+    told = replace(found, said={"preprocessing": "spos", "classes": names},
+                   arch=replace(found.arch, options=found.options))  # fmt: skip
+    write_weights(ours, told, "safetensors")
+    assert main(["convert", ours, theirs]) == 0
+    said = capsys.readouterr().out.splitlines()[2]
+    assert said.startswith(f"{theirs} cannot hold the size of its images, 192, their spos prepro")
+    assert f"the names of its {len(names)} classes" in said and said.endswith(f"or keep {ours}")
+    assert main(["convert", ours, str(tmp_path / "y.safetensors")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2

@@ -193,3 +193,11 @@ def test_plain_network_has_other_scores(run, tmp_path):
     save_architecture(path, shuffle_architecture(S_PLUS, S_PLUS_CHANNELS, **PLAIN))
     value = json.loads(run(path, "--convention", "canyonwind", "--json"))
     assert value["total"] == {"flops": 322_327_016, "params": 3_232_453}
+
+
+def test_weights_are_no_architecture(run, tmp_path):
+    path = tmp_path / "the best.safetensors"
+    path.write_bytes(bytes(2**20 + 1))
+    said = f"is a file of weights, .*convert '{path}' arch.json` writes"
+    with pytest.raises(ArchitectureError, match=said):
+        run(path)

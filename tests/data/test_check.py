@@ -1,12 +1,13 @@
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from spos.data.check import check_images, list_images
-from spos.data.decode import BadImage, decode_rgb, encoded_size, file_size
+from spos.data.check import check_images, find_gaps, list_images
+from spos.data.decode import BadImage, decode_rgb, encoded_size, file_size, load_rgb
 from spos.data.folder import ImageSet
 from spos.errors import DataError
 
@@ -134,3 +135,42 @@ def test_quick_check_agrees_with_decoding() -> None:
         decoded = decode_rgb(whole[:length], path="x")
         size = encoded_size(whole[:length], path="x")
         assert isinstance(size, BadImage) == isinstance(decoded, BadImage)
+
+
+@pytest.mark.parametrize("read", [load_rgb, file_size])
+def test_pipe_is_no_image_and_is_not_waited_for(tmp_path: Path, read) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    found = read(tmp_path / "pipe.jpg")
+    assert found == BadImage(str(tmp_path / "pipe.jpg"), "not a regular file")
+    assert find_bad(tmp_path) == {"pipe.jpg": "not a regular file"}
+
+
+def test_image_of_too_many_pixels_is_named(tmp_path: Path, monkeypatch) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 40 // 2 - 1)
+    found = load_rgb(tmp_path / "large.png")
+    assert isinstance(found, BadImage) and "large.png" in found.path
+    assert "exceeds limit" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("files", "gaps"),
+    [
+        (["a/1.jpg", "b/2.jpg", "c/note.txt"], ["c: a class folder without images"]),
+        (["1.jpg", "notes/a.txt"], []),
+        (["train/a/1.jpg", "train/b/.x", "val/a/1.jpg", "val/b/1.jpg"],
+         ["train/b: a class folder without images"]),
+        (["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/c/1.jpg", "test/d/1.jpg"],
+         ["train/b: a class that {}/val does not have", "val/c: a class that {}/train does not"]),
+        (["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg"],
+         ["train/b: a class that {}/test does not have"]),
+    ],
+)  # fmt: skip
+def test_gaps_of_classes_are_found(tmp_path: Path, files: list[str], gaps: list[str]) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    found = find_gaps(tmp_path, list_images(tmp_path))
+    assert len(found) == len(gaps)
+    for line, expected in zip(found, gaps, strict=True):
+        assert line.startswith(f"{tmp_path}/{expected.format(tmp_path)}")

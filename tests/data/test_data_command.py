@@ -111,6 +111,8 @@ def test_check_lists_what_it_finds(
     assert json.loads(capsys.readouterr().out) == {
         "checked": 6,
         "undecodable": [{"path": images.paths[4], "reason": "the file is empty"}],
+        "passed_over": {},
+        "gaps": [],
     }
 
 
@@ -119,3 +121,25 @@ def test_check_refuses_nonsense(tmp_path: Path) -> None:
         main(["data", "check", str(tmp_path / "missing")])
     with pytest.raises(ConfigError, match="--workers 0"):
         main(["data", "check", str(tmp_path), "--workers", "0"])
+
+
+def test_check_names_what_training_passes_over_or_misses(
+    make_images: Callable[..., ImageSet], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_images(3).root
+    for name in ("class_0/a.gif", "class_0/b.GIF", "class_1/c.heic", "class_1/noted", "split.json"):
+        (root / name).touch()
+    assert main(["data", "check", str(root)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{root}: .gif is not read, 2 passed over: class_0/a.gif, class_0/b.GIF",
+        f"{root}: .heic is not read, 1 passed over: class_1/c.heic",
+        f"{root}: a name without extension is not read, 1 passed over: class_1/noted",
+        "6 images checked, 0 cannot be decoded",
+    ]
+    (root / "class_2").mkdir()
+    assert main(["data", "check", str(root)]) == 1
+    gap = f"{root / 'class_2'}: a class folder without images"
+    assert gap in capsys.readouterr().out
+    assert main(["data", "check", str(root), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["gaps"] == [gap] and found["passed_over"][".heic"] == ["class_1/c.heic"]

@@ -5,6 +5,7 @@ import torchvision
 
 from spos.data.folder import (
     IMAGE_EXTENSIONS,
+    names_id,
     open_data,
     open_test_images,
     scan_folder,
@@ -96,3 +97,25 @@ def test_selection_keeps_order_and_classes(tmp_path: Path) -> None:
     assert chosen.paths == ("b/3.jpg", "a/1.jpg")
     assert chosen.labels == (1, 0)
     assert chosen.classes == images.classes
+
+
+def test_link_to_itself_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.jpg")
+    for name in ("a/loop.jpg", "b"):
+        link = tmp_path / name
+        link.symlink_to(link)
+        with pytest.raises(DataError, match=f"{link}: cannot be followed .*the link"):
+            scan_folder(tmp_path)
+        link.unlink()
+
+
+def test_names_tell_files_and_classes_apart(tmp_path: Path) -> None:
+    def id_of(*files: str) -> str:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        return names_id(scan_folder(touch(folder, *files)))
+
+    names = ("a/1.jpg", "a/2.jpg", "b/3.jpg", "b/4.jpg")
+    assert id_of(*names) == id_of(*reversed(names))
+    others = (("a/1.jpg", "a/2.jpg", "b/3.jpg", "b/5.jpg"), ("a/1.jpg", "a/4.jpg", "b/2.jpg",
+              "b/3.jpg"), names[1:])  # fmt: skip
+    assert len({id_of(*each) for each in (names, *others)}) == 4

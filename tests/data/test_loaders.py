@@ -234,11 +234,18 @@ def test_workers_end_with_their_loader(backend: str, make_images: MakeImages, en
     assert set(multiprocessing.active_children()) == before
 
 
-def test_killed_worker_ends_the_epoch(backend: str, make_images: MakeImages) -> None:
+def put_pipe(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make of an image a pipe, whose reader waits until it is killed, as for a dead disk."""
+    path.unlink()
+    os.mkfifo(path)
+    monkeypatch.setattr("spos.data.decode._open_file", lambda path: open(path, "rb"))
+
+
+def test_killed_worker_ends_the_epoch(
+    backend: str, make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = make_images(12)
-    pipe = images.root / images.paths[-1]
-    pipe.unlink()
-    os.mkfifo(pipe)  # its reader waits until it is killed
+    put_pipe(images.root / images.paths[-1], monkeypatch)
     loader = build(images, backend, num_workers=1, shuffle=False)
     before = set(multiprocessing.active_children())
     batches = loader.epoch(0)
@@ -324,10 +331,11 @@ def test_workers_without_their_parent_end() -> None:
 
 
 @pytest.mark.slow
-def test_waiting_worker_does_not_hinder_closing(make_images: MakeImages) -> None:
+def test_waiting_worker_does_not_hinder_closing(
+    make_images: MakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = make_images(12)
-    (images.root / images.paths[-1]).unlink()
-    os.mkfifo(images.root / images.paths[-1])  # its reader waits for ever, as for a dead disk
+    put_pipe(images.root / images.paths[-1], monkeypatch)
     before = set(multiprocessing.active_children())
     loader = build(images, num_workers=1, shuffle=False)
     next(loader.epoch(0, start=4))

@@ -114,3 +114,8 @@ def test_edited_description_counts_and_a_broken_one_is_refused(exported, tmp_pat
     (hub / "config.json").unlink()
     with pytest.raises(ValueError, match="config.json: cannot be read"):
         load_subnet(hub)
+
+
+def test_folder_of_images_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=f"{tmp_path}: is a folder, .*{tmp_path}/"):
+        main(["predict", "best.safetensors", str(tmp_path)])

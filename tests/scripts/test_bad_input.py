@@ -44,6 +44,13 @@ def empty_class(folder: Path) -> None:
     (folder / "data" / "train" / "class_1").mkdir()
 
 
+def rename_images(folder: Path) -> None:
+    """The first of two classes change their places."""
+    first, second = (folder / "data" / "train" / f"class_{n}" / "000.jpg" for n in (0, 1))
+    first.rename(second.with_name("swapped.jpg"))
+    second.rename(first.with_name("swapped.jpg"))
+
+
 def cut_image(part: str) -> Change:
     def cut(folder: Path) -> None:
         for file in sorted((folder / "data" / part / "class_2").iterdir()):
@@ -173,6 +180,26 @@ CASES = {
     ),
     "other classes in test": Case(
         "scratch", ("data/val", "only in training: class_1"), change=remove("data/val/class_1")
+    ),
+    "single class": Case(
+        "scratch", ("data/train: has a single class folder, 'class_2'",),
+        change=remove(*(f"data/{part}/class_{n}" for part in ("train", "val") for n in (0, 1))),
+    ),
+    "renamed images, supernet": Case(
+        "supernet", ("supernet: holds a run on other files", "renamed", "data", "--run-dir"),
+        change=rename_images, run="supernet",
+    ),
+    "renamed images, scratch": Case(
+        "scratch", ("scratch: holds a run on other files", "renamed", "data", "--run-dir"),
+        change=rename_images, run="scratch",
+    ),
+    "renamed images, tester": Case(
+        "tester", ("data/train: holds as many", "other names", "--data-dir"),
+        ("--arch", "arch.json", "--data-dir", "data"), run="supernet", change=rename_images,
+    ),
+    "weights in place of an architecture": Case(
+        "scratch", ("best.safetensors: is a file of weights", "spos convert"),
+        ("--fixed-arc", "scratch/best.safetensors"),
     ),
     "too few images to hold out": Case(
         "supernet", ("--held-out-per-class 8: data/train: cannot hold out 8",),

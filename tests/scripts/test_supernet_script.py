@@ -248,3 +248,17 @@ def test_killed_rank_is_restarted_and_costs_no_exactness(trained):
     resumed, reference = read_run(run), read_run(trained.folder / "undisturbed")
     assert_identical(resumed.state, reference.state)
     assert resumed.steps() == reference.steps()
+
+
+@pytest.mark.parametrize("command", ["supernet", "scratch"])
+def test_run_is_continued_in_a_renamed_folder_of_images(workspace, command):
+    folder = workspace.folder
+    (folder / "data").rename(folder / "renamed")
+    config = read_json(folder / command / "args.json")["config"]
+    finished = getattr(workspace, command)("--data-dir", "renamed")
+    assert finished.status == 0, finished.stderr
+    settings = read_json(folder / command / "args.json")
+    assert settings["config"] == config and config["data"] == "data"
+    assert settings["runtime"]["data_dir"] == str((folder / "renamed").resolve())
+    if command == "supernet":
+        assert workspace.tester("--arch", "arch.json").status == 0

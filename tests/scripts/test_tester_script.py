@@ -1,7 +1,9 @@
 """tester.py: the search space for NNI, and scores that are the same whoever asks."""
 
+import argparse
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from forked import ROOT, run_script
 
 from spos.architecture import Architecture, save_architecture
 from spos.cost.table import CostTable
-from spos.errors import CheckpointError
+from spos.errors import CheckpointError, ConfigError
 from spos.evaluation.accuracy import Accuracy, check_finite
 from spos.evaluation.build import open_supernet_run
 from spos.files import read_json, write_json
@@ -215,3 +217,12 @@ def test_wrong_constraint_is_found_with_the_search_space(trained, tmp_path, give
     assert finished.status == 2 and finished.stderr.startswith("error: ")
     assert "macs" in finished.stderr or "METRIC" in finished.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_trial_with_limits_says_what_makes_the_missing_run(tmp_path):
+    tester = runpy.run_path(str(ROOT / "tester.py"))
+    args = argparse.Namespace(constraint=["macs=:330M"], run_dir=tmp_path / "gone")
+    with pytest.raises(
+        ConfigError, match="gone: is not a run folder .*python supernet.py --run-dir"
+    ):
+        tester["refuse"](args, None)

@@ -343,3 +343,33 @@ def test_state_says_what_the_limits_were(tmp_path):
     (tmp_path / "old.json").write_text(json.dumps({**state, "constraints": {"macs": "many"}}))
     with pytest.raises(SearchError, match="old.json: is not the state of a search"):
         read_progress(tmp_path / "old.json")
+
+
+def test_folder_of_something_else_is_refused(folder):
+    (folder / "thesis").mkdir()
+    (folder / "thesis" / ".hidden").touch()
+    flags = [*FLAGS, "--output-dir", "thesis"]
+    (folder / "thesis" / "thesis.tex").touch()
+    with pytest.raises(SearchError, match="thesis: is not empty and holds no search"):
+        main(flags)
+    with pytest.raises(SearchError, match="config.yml: is not a folder"):
+        main([*FLAGS, "--output-dir", "config.yml"])
+    assert len(list((folder / "thesis").iterdir())) == 2
+    (folder / "thesis" / "thesis.tex").unlink()
+    assert main(flags) == 0
+
+
+def test_missing_supernet_is_named_with_what_makes_one(folder):
+    hint = "gone: is not a run folder .*run `python supernet.py --run-dir gone` first"
+    with pytest.raises(ConfigError, match=hint):
+        main([*FLAGS, "--run-dir", "gone"])
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("action", ["run", "start"])
+def test_missing_configuration_is_looked_for_here(tmp_path, monkeypatch, action):
+    monkeypatch.chdir(tmp_path)
+    port = ["--port", "0"] if action == "start" else []
+    here = f"--config config_search.yml: there is no such file in {tmp_path}; give .*--config FILE"
+    with pytest.raises(ConfigError, match=here):
+        main(["search", action, *port])

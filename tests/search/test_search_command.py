@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import threading
@@ -167,7 +168,7 @@ def test_later_line_of_a_candidate_counts(home):
 
 def test_output_that_cannot_be_written_is_named(home):
     add_experiment(home / "nni-experiments", "x", [0.4])
-    with pytest.raises(SearchError, match="no/where.json"):
+    with pytest.raises(SearchError, match="where.json: cannot be written .*no folder .*no"):
         main(["search", "best", "--output", str(home / "no" / "where.json")])
 
 
@@ -301,3 +302,10 @@ def test_environment_protects_and_finds_this_python(monkeypatch):
     assert environment["no_proxy"].endswith("localhost,127.0.0.1")
     scripts = environment["PATH"].split(os.pathsep)[0]
     assert os.path.exists(os.path.join(scripts, "nnictl"))
+
+
+def test_command_to_copy_is_quoted(home, capsys):
+    add_experiment(home / "my runs", "one", [0.4])
+    assert main(["search", "best", str(home / "my runs" / "one" / "log")]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.split(line)[-1] == str(home / "my runs" / "one" / "log" / "checkpoints/best.json")

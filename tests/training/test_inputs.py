@@ -3,13 +3,14 @@
 import argparse
 import dataclasses
 import logging
+import shutil
 
 import pytest
 import torch
 from tiny_space import write_data
 
 from spos.data.digits import prepare_digits
-from spos.data.folder import open_data
+from spos.data.folder import names_id, open_data
 from spos.data.split import make_split, save_split
 from spos.errors import ConfigError, DataError
 from spos.training import inputs as inputs_module
@@ -85,6 +86,7 @@ def test_flags_decide_over_what_suits(tmp_path):
         "data": tmp_path.name, "num_train": 9, "num_test": 3, "image_size": 24,
         "classes": ["class_0", "class_1", "class_2"], "augmentation": "none",
         "preprocessing": "spos", "loader": "torchvision",
+        "train_names": names_id(found.data.train), "test_names": names_id(found.data.test),
     }  # fmt: skip
 
 
@@ -191,3 +193,22 @@ def test_split_of_other_data_is_refused(tmp_path):
     save_split(tmp_path / "a" / "split.json", make_split(other.train, per_class=5))
     with pytest.raises(DataError, match="not in .*a/train"):
         open_split(inputs, per_class=2)
+
+
+def test_stage_after_notices_renamed_images(tmp_path):
+    folder = write_data(tmp_path, train=3, test=1)
+    config = open_with("--data-dir", folder).config()
+    (folder / "train" / "class_0" / "000.jpg").rename(folder / "train" / "class_0" / "new.jpg")
+    with pytest.raises(DataError, match="as many training images .* under other names"):
+        reopen_inputs(config, folder, run_dir=tmp_path, workers=0, device=CPU)
+    older = {name: value for name, value in config.items() if not name.endswith("_names")}
+    reopen_inputs(older, folder, run_dir=tmp_path, workers=0, device=CPU)
+
+
+def test_single_class_is_refused(tmp_path):
+    folder = write_data(tmp_path, train=3, test=1)
+    for name in ("class_0", "class_2"):
+        for part in ("train", "val"):
+            shutil.rmtree(folder / part / name)
+    with pytest.raises(DataError, match="train: has a single class folder, 'class_1'"):
+        open_with("--data-dir", folder)

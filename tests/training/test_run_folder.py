@@ -257,3 +257,39 @@ def test_foreign_folder_gets_no_lock(tmp_path):
     with pytest.raises(ConfigError):
         RunFolder(tmp_path, SETTINGS)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def on_images(**config) -> RunSettings:
+    images = {"data": "mine", "split": "s", "train_names": "a", "test_names": "b"}
+    return RunSettings("supernet", {**CONFIG, **images, **config}, {"data_dir": "/mine"})
+
+
+def test_images_in_a_renamed_folder_are_the_same(tmp_path):
+    open_and_close(tmp_path, on_images())
+    run = RunFolder(tmp_path, on_images(data="other"))
+    run.close()
+    assert run.settings.config["data"] == "mine", "a checkpoint must say what args.json does"
+    assert read_settings(tmp_path).config["data"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("config", "which"),
+    [({"train_names": "c", "split": "t"}, "training images"), ({"test_names": "c"}, "test images")],
+)
+def test_renamed_images_are_refused(tmp_path, config, which):
+    open_and_close(tmp_path, on_images())
+    with pytest.raises(ConfigError, match=f"on other files: as many {which}, but files in /mine"):
+        RunFolder(tmp_path, on_images(**config))
+    with pytest.raises(ConfigError, match="other settings .*lr was 0.1, now 3; train_names was"):
+        RunFolder(tmp_path, on_images(train_names="c", lr=3))
+
+
+def test_run_of_before_names_were_kept_is_continued_as_it_was(tmp_path):
+    old = RunSettings("supernet", {**CONFIG, "data": "mine"}, {})
+    open_and_close(tmp_path, old)
+    run = RunFolder(tmp_path, RunSettings("supernet", {**old.config, "train_names": "a",
+                                                       "test_names": "b"}, {}))  # fmt: skip
+    run.close()
+    assert run.settings.config == old.config == read_settings(tmp_path).config
+    with pytest.raises(ConfigError, match="data was 'mine', now 'other'"):
+        RunFolder(tmp_path, on_images(data="other"))
