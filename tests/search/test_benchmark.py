@@ -176,7 +176,6 @@ def test_command_prints_json(table, shared_data, capsys):
             "nothere.json: is not there.*data/nas-bench-macro_cifar10.json "
             "in the repository github.com/xiusu/NAS-Bench-Macro",
         ),
-        (["--seeds", "0"], "--seeds 0"),
         (["--set", "population"], "--set population"),
         (["--set", "populatoin=3"], "populatoin is no setting"),
     ],
@@ -184,6 +183,13 @@ def test_command_prints_json(table, shared_data, capsys):
 def test_wrong_flags_are_named(arguments, message):
     with pytest.raises(ConfigError, match=message):
         main(["bench", "nasbench-macro", *arguments])
+
+
+@pytest.mark.parametrize("flag", ["--seeds", "--queries"])
+def test_counts_are_of_one_or_more(capsys, flag):
+    with pytest.raises(SystemExit):
+        main(["bench", "nasbench-macro", flag, "0"])
+    assert f"{flag}: expected 1 or more, found 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"00000000": {"test_acc": 3}}'])

@@ -76,8 +76,6 @@ def test_space_is_counted(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--draws", "0"], "--draws 0"),
-        (["--epoch", "0"], "--epoch 0"),
         (["--sampler", "strolling"], "--sampler strolling: needs the box"),
         (["--path-range", "macs=1G:2G"], "the space reaches 7,713,280"),
         (["--channel-warmup", "x"], "--channel-warmup x"),
@@ -88,6 +86,13 @@ def test_space_is_counted(capsys):
 def test_wrong_flags_are_named(folder, words, message):
     with pytest.raises((ConfigError, ConstraintError), match=message):
         main(["sample", str(folder / "macro.json"), *words])
+
+
+@pytest.mark.parametrize("flag", ["--draws", "--epoch"])
+def test_counts_are_of_one_or_more(folder, capsys, flag):
+    with pytest.raises(SystemExit):
+        main(["sample", str(folder / "macro.json"), flag, "0"])
+    assert f"{flag}: expected 1 or more, found 0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
