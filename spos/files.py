@@ -29,7 +29,8 @@ def open_atomic(path: Path | str) -> Iterator[IO[bytes]]:
 
     The bytes go to a temporary file in the same folder, which is flushed to disk and renamed over
     ``path`` when the block ends; the folder is flushed too. On an exception (a full disk included)
-    the temporary file is removed and whatever stood at ``path`` stays.
+    the temporary file is removed and whatever stood at ``path`` stays; an OSError then names
+    ``path``.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -39,17 +40,19 @@ def open_atomic(path: Path | str) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+    except BaseException as problem:
+        with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(problem, OSError) and problem.filename in (None, str(temporary)):
+            problem.filename, problem.filename2 = str(path), None
         raise
     _sync_folder(path.parent)
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write ``text`` (UTF-8) to ``path`` atomically."""
+    """Write ``text`` to ``path`` atomically, as UTF-8; bytes of file names that are not stay."""
     with open_atomic(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="surrogateescape"))
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -120,14 +123,21 @@ def append_journal(path: Path | str, entry: Any) -> None:
     """Append one JSON line to a journal and flush it to disk.
 
     Safe for several processes at once (advisory lock). A last line cut by a crash is dropped first.
+
+    Raises:
+        OSError: naming ``path`` if it cannot be written.
     """
     line = json.dumps(entry, allow_nan=False).encode() + b"\n"
-    with open(path, "a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        _drop_partial_line(file)
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(path, "a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            _drop_partial_line(file)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as problem:
+        problem.filename = str(path)
+        raise
 
 
 def write_journal(path: Path | str, entries: Iterable[Any]) -> None:

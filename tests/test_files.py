@@ -115,10 +115,23 @@ def test_exception_while_writing_keeps_the_file_before(tmp_path):
 def test_full_disk_keeps_the_file_before(tmp_path):
     path = tmp_path / "state.json"
     write_text(path, "before")
-    with full_disk(after=50_000), pytest.raises(OSError):
+    with full_disk(after=50_000), pytest.raises(OSError) as caught:
         write_text(path, "x" * 100_000)
+    assert caught.value.filename == str(path)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_file_that_cannot_be_made_is_named_and_not_its_temporary_one(tmp_path):
+    path = tmp_path / "gone" / "state.json"
+    with pytest.raises(FileNotFoundError) as caught:
+        write_text(path, "x")
+    assert caught.value.filename == str(path)
+
+
+def test_text_keeps_bytes_of_names_that_are_not_utf8(tmp_path):
+    write_text(tmp_path / "card.md", "caf\udce9, é")
+    assert (tmp_path / "card.md").read_bytes() == b"caf\xe9, \xc3\xa9"
 
 
 def test_refused_value_touches_nothing(tmp_path):
@@ -244,8 +257,9 @@ def test_refused_entry_leaves_the_journal_alone(tmp_path):
 def test_full_disk_costs_the_journal_no_earlier_entry(tmp_path):
     path = tmp_path / "search.jsonl"
     append_journal(path, 1)
-    with full_disk(after=50_000), pytest.raises(OSError):
+    with full_disk(after=50_000), pytest.raises(OSError) as caught:
         append_journal(path, "x" * 100_000)
+    assert caught.value.filename == str(path)
     assert path.stat().st_size > 2  # half of the line is there
     assert read_journal(path) == [1]
     append_journal(path, 2)

@@ -107,12 +107,71 @@ def test_user_error_is_one_line_and_a_status(capsys, problem, code, message):
     assert capsys.readouterr() == ("", message)
 
 
-def test_defect_of_ours_keeps_its_traceback():
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        (OSError(28, "No space", "run/cost.json"), "run/cost.json: No space; make room and repeat"),
+        (PermissionError(13, "Permission denied", "data/train"), "data/train: Permission denied"),
+    ],
+    ids=["full", "closed"],
+)
+def test_what_the_disk_refuses_is_one_line_with_its_file(capsys, problem, message):
     def main() -> int:
-        return {}["defect"]
+        raise problem
 
-    with pytest.raises(KeyError):
+    with pytest.raises(SystemExit) as caught:
         errors.run_main(main)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {message}") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("defect", [KeyError("defect"), FileNotFoundError(2, "No such", "file")])
+def test_defect_of_ours_keeps_its_traceback(defect):
+    def main() -> int:
+        raise defect
+
+    with pytest.raises(type(defect)):
+        errors.run_main(main)
+
+
+def run_in_shell(main: str, shell: str) -> subprocess.CompletedProcess:
+    """Run the Python expression ``main`` as a command, ``$RUN``, in a line of bash."""
+    program = f"import os, sys; from spos.errors import *; run_main(lambda: {main})"
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    environment["RUN"] = f"{sys.executable} -c '{program}'"
+    environment.pop("PYTHONUNBUFFERED", None)
+    return subprocess.run(
+        ["bash", "-c", f'eval "$RUN {shell}"'], env=environment, cwd=ROOT, capture_output=True
+    )
+
+
+def test_stream_that_is_closed_is_no_file_of_ours():
+    handle = "(sys.stderr.isatty(), sys.stdout.isatty(), os.open(os.devnull, 0))[2]"
+    for closed in ("2>&-", ">&-", "<&- >&- 2>&-"):
+        done = run_in_shell(handle, closed)
+        assert (done.returncode, done.stdout, done.stderr) == (3, b"", b"")
+
+
+def test_error_is_no_output_where_standard_error_is_closed():
+    done = run_in_shell('(_ for _ in "").throw(SposError("x"))', "2>&-")
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+@pytest.mark.parametrize("main", ["print(1)", "(print(1), sys.exit(0))"], ids=["result", "help"])
+def test_reader_that_is_gone_ends_a_command_in_silence(main):
+    done = run_in_shell(main, "| (exec <&-; sleep 0.5); exit \\${PIPESTATUS[0]}")
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_output_to_a_full_disk_is_one_line():
+    done = run_in_shell("print(1)", "> /dev/full")
+    assert done.returncode == 2
+    assert done.stderr == b"error: No space left on device; make room and repeat the command\n"
+
+
+def test_name_that_is_not_utf8_is_printed_as_it_is():
+    assert run_in_shell('print("caf\\udce9")', "").stdout == b"caf\xe9\n"
 
 
 # --- what is shipped -----------------------------------------------------------------------------

@@ -160,8 +160,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _resume(args: argparse.Namespace) -> int:
-    check_port(args.port)
     known = find_experiment(args.id, args.experiments_dir)
+    check_port(args.port)
     progress = read_progress(known.state_path)
     return _guarded(
         lambda: resume_experiment(args.id, port=args.port, experiments_dir=args.experiments_dir),

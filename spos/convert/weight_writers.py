@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save
 from torch import nn
 
@@ -22,6 +21,7 @@ from spos.errors import CheckpointError
 from spos.files import open_atomic
 from spos.spaces.options import strides
 from spos.subnet import read_classes, read_preprocessing, save_subnet
+from spos.training.checkpoint import save_tensors
 
 WEIGHT_FORMATS = ("safetensors", "megvii", "nni3")
 
@@ -73,7 +73,7 @@ def write_weights(
         numbers = {f".{name}.branch_": f".{number}.branch_" for number, name in enumerate(BLOCKS)}
         tensors = {_replace(name, numbers): tensor for name, tensor in tensors.items()}
     with open_atomic(path) as file:
-        torch.save({"state_dict": tensors} if format == "megvii" else tensors, file)
+        save_tensors({"state_dict": tensors} if format == "megvii" else tensors, file)
 
 
 def _cpu_tensors(network: nn.Module) -> Tensors:

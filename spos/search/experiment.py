@@ -94,19 +94,20 @@ def prepare_experiment(path: Path, changes: Changes) -> Experiment:
 
 
 def check_port(port: int) -> None:
-    """Refuse a port that is in use or that no user may open.
+    """Refuse a port that is none, is in use or that no user may open.
 
     Raises:
         ConfigError: naming the port.
     """
+    if not 1 <= port <= 65_535:
+        raise ConfigError(f"--port {port}: expected a number between 1 and 65535")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as problem:
-            reason = getattr(problem, "strerror", None) or problem
+        except OSError as problem:
             raise ConfigError(
-                f"--port {port}: cannot be used ({reason}); stop what uses it "
+                f"--port {port}: cannot be used ({problem.strerror}); stop what uses it "
                 "(`nnictl experiment list` shows NNI's) or choose another port"
             ) from None
 

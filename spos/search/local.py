@@ -63,10 +63,15 @@ def run_search(
         progress: called after every candidate.
 
     Raises:
-        SearchError: if the folder holds another search or one that still runs, or if too many
-            evaluations failed in a row.
+        SearchError: if the folder cannot be made, holds another search or one that still runs, or
+            if too many evaluations failed in a row.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise SearchError(
+            f"{folder}: cannot be made ({problem.strerror}); choose another folder"
+        ) from None
     record = SearchRecord(search, folder=folder, state_path=folder / STATE_FILE)
     with _alone_in(folder):
         if (folder / STATE_FILE).exists() or (folder / JOURNAL).exists():

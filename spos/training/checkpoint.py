@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # what torch raises; nothing is unpickled here
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -47,7 +47,7 @@ def save_checkpoint(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open_atomic(path) as file:
-            torch.save(dict(state), file)
+            save_tensors(dict(state), file)
         mark = {
             "version": FORMAT_VERSION,
             "step": step,
@@ -56,12 +56,27 @@ def save_checkpoint(
             "torch": torch.__version__,
         }
         write_json(path.with_suffix(".json"), mark)
-    except (OSError, RuntimeError) as problem:  # torch reports a full disk as RuntimeError
+    except (OSError, RuntimeError) as problem:
+        reason = getattr(problem, "strerror", None) or problem
         raise CheckpointError(
-            f"{path}: cannot be saved ({problem}); earlier checkpoints are kept"
+            f"{path}: cannot be saved ({reason}); earlier checkpoints are kept"
         ) from problem
     _delete_old(folder, keep)
     return path
+
+
+def save_tensors(value: Any, file: IO[bytes]) -> None:
+    """`torch.save`, but for what it makes of a full disk: its writer's own loss of its place.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    try:
+        torch.save(value, file)
+    except RuntimeError as problem:
+        if isinstance(problem.__context__, OSError):
+            raise problem.__context__ from None
+        raise
 
 
 def latest_checkpoint(folder: Path | str) -> tuple[int, Path] | None:
@@ -70,11 +85,14 @@ def latest_checkpoint(folder: Path | str) -> tuple[int, Path] | None:
     One that is damaged is renamed to ``*.damaged`` with a warning, and the one before it is taken.
 
     Raises:
-        CheckpointError: if there are checkpoints but every one of them is damaged.
+        CheckpointError: if there are checkpoints but every one of them is damaged, or the newest
+            may not be read, which is no damage.
     """
     kept = set()
     for step, mark in _marks(Path(folder)):
         path = mark.with_suffix(".pt")
+        if mark.exists() and not os.access(mark, os.R_OK):
+            raise CheckpointError(f"{mark}: may not be read by this user; have that changed")
         try:
             check_checkpoint(path)
         except CheckpointError as problem:

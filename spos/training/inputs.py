@@ -281,7 +281,8 @@ def open_split(inputs: Inputs, *, per_class: int | None) -> Split:
 
 def split_id(split: Split) -> str:
     """Twelve hexadecimal digits that tell which images are held out."""
-    return hashlib.sha256("\n".join(split.held_out).encode()).hexdigest()[:12]
+    names = "\n".join(split.held_out).encode(errors="surrogateescape")  # they may not be UTF-8
+    return hashlib.sha256(names).hexdigest()[:12]
 
 
 def fit_recipe(recipe: Recipe, args: argparse.Namespace) -> Recipe:

@@ -116,8 +116,9 @@ class Training:
         """Train to the end; returns the last validation's metrics.
 
         Raises:
-            TrainingError: if the loss is not finite, or memory is not enough for a batch or for the
-                validation; the last checkpoint is from before.
+            TrainingError: if the loss or a result of the validation is not finite, or memory is not
+                enough for a batch or for the validation; the last checkpoint is from before, but
+                where only the validation at the end fails.
             Stopped: after SIGTERM or SIGUSR1, with everything saved.
         """
         self._restore()
@@ -323,6 +324,13 @@ class Training:
         assert self.validate
         parallel.average_buffers(self.network)
         metrics = dict(self._measure(self.validate))
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"{name} of the validation is {value} after step {self.step}: with these "
+                    f"weights the network overflows; earlier ones are in {self.run.checkpoints}; "
+                    "lower --lr, or set --clip-norm 5"
+                )
         self.run.record(self.step, metrics)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         if self.run.is_writer:

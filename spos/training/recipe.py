@@ -17,6 +17,7 @@ from spos.errors import ConfigError
 
 SCHEDULES = ("linear", "cosine")
 AMP_MODES = ("off", "bf16", "fp16")
+LARGEST_FLOAT = torch.finfo(torch.float32).max  # torch multiplies by no larger number
 LEAST_STEPS = 40  # of an epoch, by default
 LEAST_BATCH = 16  # to which few images may bring it
 
@@ -67,10 +68,10 @@ class Recipe:
             ("epochs", 0, math.inf),
             ("batch_size", 1, math.inf),
             ("accumulate", 1, self.batch_size),
-            ("lr", 0, math.inf),
+            ("lr", 0, LARGEST_FLOAT),
             ("warmup_epochs", 0, self.epochs),
             ("momentum", 0, 1),
-            ("weight_decay", 0, math.inf),
+            ("weight_decay", 0, LARGEST_FLOAT),
             ("label_smoothing", 0, 1),
             ("mixup", 0, 100),
             ("mixup_off_epochs", 0, self.epochs),
@@ -80,7 +81,7 @@ class Recipe:
             if not (low <= getattr(self, name) <= high and math.isfinite(getattr(self, name))):
                 raise ConfigError(
                     f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number "
-                    f"between {low} and {high}"
+                    f"between {low} and {high:g}"
                 )
         for name, known in (("schedule", SCHEDULES), ("amp", AMP_MODES)):
             if getattr(self, name) not in known:

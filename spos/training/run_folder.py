@@ -14,8 +14,9 @@ import platform
 import shlex
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -74,7 +75,7 @@ class RunFolder:
         self._board = None
         self._recorded: set[tuple] = set()
         self._handler: logging.Handler | None = None
-        self._lock = contextlib.ExitStack()
+        self._until_close = contextlib.ExitStack()
         try:
             self._check_ours()
             if is_writer:
@@ -85,7 +86,11 @@ class RunFolder:
             ) from None
 
     def start_metrics(self, step: int) -> None:
-        """Begin to record from ``step`` on; what a killed run recorded beyond it is dropped."""
+        """Begin to record from ``step`` on; what a killed run recorded beyond it is dropped.
+
+        Raises:
+            ConfigError: naming what cannot be written.
+        """
         if not self.is_writer:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -94,15 +99,23 @@ class RunFolder:
         entries = read_journal(path, error=ConfigError)
         kept = [entry for entry in entries if entry["step"] <= step]
         if len(kept) != len(entries):
-            write_journal(path, kept)
+            with _writing(path):
+                write_journal(path, kept)
         self._recorded = {_identity(entry) for entry in kept}
-        self._board = SummaryWriter(str(self.path / "tb"), purge_step=step + 1)
+        show = threading.excepthook
+        self._until_close.callback(setattr, threading, "excepthook", show)
+        threading.excepthook = lambda arguments: _is_of_board(arguments) or show(arguments)
+        with _writing(self.path / "tb"):
+            self._board = SummaryWriter(str(self.path / "tb"), purge_step=step + 1)
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append metrics, named like ``train/loss``, to ``metrics.jsonl`` and TensorBoard.
 
         What a repeated command measures again is not recorded twice. A number that is not finite
         becomes null.
+
+        Raises:
+            ConfigError: naming what cannot be written.
         """
         if not self.is_writer:
             return
@@ -111,25 +124,22 @@ class RunFolder:
         if _identity(entry) in self._recorded:
             return
         path = self.path / "metrics.jsonl"
-        try:
+        with _writing(path):
             append_journal(path, entry)
-        except OSError as problem:
-            raise ConfigError(
-                f"{path}: cannot be written ({problem.strerror}); make room and repeat the command"
-            ) from None
         if self._board:
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, step)
-            self._board.flush()  # a kill would lose up to two minutes
+            with _writing(self.path / "tb"):
+                for name, value in metrics.items():
+                    self._board.add_scalar(name, value, step)
+                self._board.flush()  # a kill would lose up to two minutes
 
     def close(self) -> None:
         """Flush and close the log and the TensorBoard file; another command may then write."""
-        if self._board:
-            self._board.close()
-        if self._handler:
-            logging.getLogger("spos").removeHandler(self._handler)
-            self._handler.close()
-        self._lock.close()
+        with self._until_close:
+            if self._handler:
+                logging.getLogger("spos").removeHandler(self._handler)
+                self._handler.close()
+            if self._board:
+                self._board.close()
 
     def _check_ours(self) -> None:
         if (self.path / "args.json").exists():
@@ -157,10 +167,38 @@ class RunFolder:
                 _note_data_dir(self.path, self.settings.runtime.get("data_dir"))
             else:
                 write_settings(self.path, self.settings)
-            self._handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
-            self._lock = stack.pop_all()
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            self._handler = _open_log(self.path / "log.txt")
+            self._until_close = stack.pop_all()
         logging.getLogger("spos").addHandler(self._handler)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        raise ConfigError(
+            f"{path}: cannot be written ({problem.strerror}); make room and repeat the command"
+        ) from None
+
+
+def _open_log(path: Path) -> logging.Handler:
+    """A handler whose errors end the run; `logging` would print a traceback and go on."""
+    # Names of files in it need not be UTF-8.
+    handler = logging.FileHandler(path, encoding="utf-8", errors="surrogateescape")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def fail(record: logging.LogRecord) -> None:
+        with _writing(path):
+            raise  # what `emit` has caught
+
+    handler.handleError = fail
+    return handler
+
+
+def _is_of_board(arguments: threading.ExceptHookArgs) -> bool:
+    """Whether an error ended TensorBoard's thread, whose `flush` then raises it again."""
+    return type(arguments.thread).__name__ == "_AsyncWriterThread"
 
 
 def _has_files(path: Path) -> bool:

@@ -1,4 +1,5 @@
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spos.data.folder import DataFolder, ImageSet
+from spos.data.folder import DataFolder, ImageSet, scan_folder
 from spos.data.split import (
     Split,
     apply_split,
@@ -123,6 +124,17 @@ def test_division_stays_the_same_for_ever() -> None:
 
 def test_split_survives_its_file(tmp_path: Path, digits: DataFolder) -> None:
     split = make_split(digits.train, per_class=7, seed=2**64 - 1)
+    save_split(tmp_path / "split.json", split)
+    assert load_split(tmp_path / "split.json") == split
+
+
+def test_split_of_names_that_are_not_utf8_survives_its_file(tmp_path: Path) -> None:
+    names = [b"th\xe9/caf\xe9.jpg", b"th\xe9/plain.jpg", b"th\xe9/z\xe9.jpg"]
+    for name in (*names, b"a/0.jpg", b"a/1.jpg", b"a/2.jpg"):
+        path = tmp_path / "train" / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    split = make_split(scan_folder(tmp_path / "train"), per_class=1)
     save_split(tmp_path / "split.json", split)
     assert load_split(tmp_path / "split.json") == split
 

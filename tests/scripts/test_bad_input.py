@@ -393,6 +393,14 @@ CASES = {
         "tester", ("supernet/split.json", "not trained on"), ("--arch", "arch.json"),
         change=hold_out_trained, run="supernet",
     ),
+    "log on a full disk": Case(
+        "supernet", ("supernet/log.txt: cannot be written (No space left",),
+        change=lambda folder: [
+            (folder / "supernet/log.txt").unlink(),
+            (folder / "supernet/log.txt").symlink_to("/dev/full"),
+        ],
+        run="supernet",
+    ),
     "settings that are not JSON": Case(
         "tester", ("supernet/args.json",), ("--arch", "arch.json"),
         change=write("supernet/args.json", "{"), run="supernet",
@@ -460,12 +468,14 @@ CASES = {
         "scratch", ("--teacher scratch/best.safetensors", "leave out --spos-preprocessing"),
         ("--teacher", "scratch/best.safetensors", "--spos-preprocessing"),
     ),
+    "learning rate beyond all numbers": Case("supernet", ("--lr 1e+300",), ("--lr", 1e300)),
+    "learning rate beyond all numbers, scratch": Case("scratch", ("--lr 1e+300",), ("--lr", 1e300)),
     "negative seed": Case("scratch", ("seed -1",), ("--seed", -1)),
 }  # fmt: skip
 
 # Cases that are noticed only while images are read or weights are loaded, in a run folder that is
 # whole by then and can be continued when the fault is mended.
-LATE = ("cut JPEG", "image that is", "damaged checkpoints", "malicious")
+LATE = ("cut JPEG", "image that is", "damaged checkpoints", "malicious", "log on")
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -559,6 +569,25 @@ def test_second_start_on_damaged_checkpoints_is_refused_as_well(workspace):
         finished = workspace.supernet()
         assert_one_error(finished, ("every checkpoint is damaged",))
     assert (workspace.folder / "supernet" / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_names_that_are_not_utf8_are_names_like_others(workspace):
+    for part in ("train", "val"):
+        folder = workspace.folder / "data" / part
+        for number, file in enumerate((folder / "class_1").iterdir()):
+            file.rename(file.with_name(os.fsdecode(b"caf\xe9_%d.jpg" % number)))
+        (folder / "class_2").rename(folder / os.fsdecode(b"th\xe9"))
+    for finished in (
+        workspace.supernet("--epochs", 1, run="new"),
+        workspace.supernet("--epochs", 1, run="new"),  # goes on: the same images are held out
+        workspace.tester("--arch", "arch.json", run="new"),
+        workspace.scratch("--epochs", 1, run="new_scratch"),
+    ):
+        assert finished.status == 0, finished.stderr
+    file = os.fsencode(workspace.folder / "data" / "train") + b"/th\xe9/000.jpg"
+    os.truncate(file, 100)
+    finished = workspace.supernet("--epochs", 1, run="third")
+    assert_one_error(finished, ("000.jpg: cannot be decoded",))
 
 
 def test_error_in_ones_own_code_is_no_error_line(workspace):

@@ -170,6 +170,13 @@ def test_folder_in_use_is_refused(tmp_path):
             run_search(make_search(), toy_score, folder=tmp_path)
 
 
+@pytest.mark.parametrize("name", ["file", "file/below"])
+def test_folder_that_cannot_be_made_is_named(tmp_path, name):
+    (tmp_path / "file").touch()
+    with pytest.raises(SearchError, match=f"{name}: cannot be made .*another folder"):
+        run_search(make_search(), toy_score, folder=tmp_path / name)
+
+
 # --- the command -------------------------------------------------------------------------------
 
 

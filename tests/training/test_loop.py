@@ -551,6 +551,20 @@ def test_weights_that_a_gradient_spoiled_are_not_saved(tmp_path, images, step, s
     assert fit(tmp_path, images).state["step"] == TOTAL  # the command repeated
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+@pytest.mark.parametrize("step", [6, 18])
+def test_validation_that_is_not_finite_ends_the_run(tmp_path, images, step, value):
+    training = make_training(tmp_path, images)
+    training.validate = lambda: {"val/loss": value if training.step == step else 1.0}
+    with pytest.raises(TrainingError, match=f"val/loss .* is {value} after step {step}: .*--lr"):
+        training.fit()
+    training.run.close()
+    found = latest_checkpoint(tmp_path / "checkpoints")
+    assert (found[0] if found else 0) == step // TOTAL * TOTAL  # the last one is saved before
+    entries = read_journal(tmp_path / "metrics.jsonl")
+    assert not [each for each in entries if each["step"] == step and "val/loss" in each]
+
+
 @pytest.mark.parametrize("row", [MAX_SKIPPED_UPDATES - 1, MAX_SKIPPED_UPDATES])
 def test_fp16_skips_updates_but_not_for_ever(tmp_path, images, row):
     def spoil(number: int):

@@ -57,6 +57,16 @@ def test_last_epochs_mix_nothing():
     assert [RECIPE.mixup_at(step, 4) for step in (0, 39)] == [0, 0]
 
 
+# --- refused fields ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+def test_number_that_torch_cannot_multiply_by_is_refused(name):
+    RECIPE.replace({name: 3e38})
+    with pytest.raises(ConfigError, match="1e.300: expected a number between 0 and 3.4"):
+        RECIPE.replace({name: 1e300})
+
+
 # --- few images ------------------------------------------------------------------------------
 
 

@@ -2,7 +2,9 @@
 
 import logging
 import math
+import resource
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -204,6 +206,27 @@ def test_full_disk_is_named(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"metrics.jsonl: cannot be written \(No space left"):
         run.record(1, {"train/loss": 1.0})
     run.close()
+
+
+def test_disk_that_is_full_for_tensorboard_is_named_once(tmp_path, capsys):
+    run = RunFolder(tmp_path, SETTINGS)
+    run.start_metrics(0)
+    run.record(1, {"a": 1.0})
+    (board,) = (tmp_path / "tb").iterdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    hook = threading.excepthook
+    assert board.stat().st_size > 2 * (tmp_path / "metrics.jsonl").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (board.stat().st_size, hard))
+    try:
+        with pytest.raises(ConfigError, match=r"tb: cannot be written \(File too large\); make"):
+            run.record(2, {"a": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "Traceback" not in capsys.readouterr().err
+    with pytest.raises(OSError):
+        run.close()
+    assert threading.excepthook is not hook
+    open_and_close(tmp_path)  # it was unlocked
 
 
 def test_tensorboard_is_up_to_date_after_every_record(tmp_path):
