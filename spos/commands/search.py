@@ -97,8 +97,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _start(args: argparse.Namespace) -> int:
-    check_port(args.port)
     _check_config(args.config)
+    check_port(args.port)
     print(f"checking {args.config} and writing its search space ...", flush=True)
     changes = Changes(
         _class_args(args),

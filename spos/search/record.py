@@ -32,7 +32,6 @@ from spos.search.searcher import Search
 
 STATE_VERSION = 1
 NUM_BEST = 10  # architectures kept after each round
-COUNTED = ("macs", "params")  # costs that are exact, so that a trial must find the table's
 
 _logger = logging.getLogger("nni.spos.search")  # below "nni", so that it reaches dispatcher.log
 
@@ -119,23 +118,12 @@ class SearchRecord:
             self._write(result, trial, seconds)
 
     def _judge(self, result: Result, choices: Choices) -> Result:
-        """The result with the objective's value as its score, if it is of this search's space."""
-        objective, costs = self.search.objective, self.search.space.table.costs(choices)
-        if result.score is None:
-            return result
-        for metric in COUNTED:
-            found, expected = result.metrics.get(metric), costs.get(metric)
-            if None not in (found, expected) and found != expected:
-                failure = (
-                    f"the trial evaluated a network of {found:,} {metric}, but by this search's "
-                    f"cost table it has {expected:,}: the supernet's space or options are others "
-                    "now; start a new search (`python -m spos search start`)"
-                )
-                return Result(choices, failure=failure)
-        if objective == Objective():
+        """The result with the objective's value as its score."""
+        objective = self.search.objective
+        if result.score is None or objective == Objective():
             return result
         reported = {**result.metrics, DEFAULT: result.score}
-        score = objective.value({**costs, **reported})
+        score = objective.value({**self.search.space.table.costs(choices), **reported})
         if not math.isfinite(score):
             return Result(choices, failure=f"the objective {objective} is {score}")
         return Result(choices, score, reported)

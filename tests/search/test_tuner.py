@@ -411,26 +411,6 @@ def test_a_search_that_cannot_continue_writes_nothing(folder):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_trial_of_another_network_than_the_search_counts_has_failed(folder):
-    """As when the supernet was replaced after `nnictl ss_gen`."""
-    table, others = toy_table(), []
-
-    def evaluate(choices):
-        if not others:
-            others.append(choices)
-        macs = float(table.costs(choices)["macs"])
-        costs = {"macs": macs, "params": 7} if choices in others else {"macs": macs, "pixels": 7}
-        return {**final(choices), **costs}
-
-    Nni(make_tuner(folder), concurrency=1, evaluate=evaluate).run()
-    entries = read_entries(folder / "log")
-    assert len(entries) == 18
-    for each in entries:
-        assert (each.score is None) == (each.choices in others)
-        if each.failure:
-            assert "a network of 7 params" in each.failure and "search start" in each.failure
-
-
 @pytest.mark.parametrize("limit", ["5K", "5.4K"])
 def test_limits_that_allow_what_was_not_trained_are_logged(folder, caplog, limit):
     table = toy_table()
