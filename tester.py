@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from spos.search.trial import Trial
 
 SEARCH_SPACE_VARIABLE = "NNI_GEN_SEARCH_SPACE"  # set by `nnictl ss_gen`: the file to write
-CHECK_VARIABLE = "SPOS_CHECK_TRIALS"  # set to 1 by `search start` where its trials run here
 
 log = logging.getLogger("spos.tester")
 
@@ -72,12 +71,13 @@ def write_search_space(args: argparse.Namespace, path: Path) -> None:
     from spos.evaluation.build import open_supernet_run
     from spos.files import write_json
     from spos.search.feasible import FeasibleSpace
+    from spos.search.generate import CHECK_VARIABLE
     from spos.search.trained import describe_limits
     from spos.training.parallel import select_device
     from spos.training.samplers import trained_ranges
 
     run = open_supernet_run(args.run_dir)
-    if os.environ.get(CHECK_VARIABLE) == "1":
+    if os.environ.get(CHECK_VARIABLE) == "1":  # asked by `search start`, whose trials run here
         run.checkpoint()
         run.images(args.data_dir, workers=0, device=select_device(args.device))
     source = str(args.run_dir / "args.json")
