@@ -36,7 +36,7 @@ from spos.training.status import StatusLine
 
 Measured = TypeVar("Measured")
 
-SIGTERM_STATUS = 143
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 STEPS_BETWEEN_AGREEMENTS = 10  # between ranks, on whether a signal came
 MAX_SKIPPED_UPDATES = 20  # in a row, of fp16's loss scaling
 
@@ -48,10 +48,10 @@ class TrainingError(SposError):
 
 
 class Stopped(SystemExit):
-    """A signal asked the run to stop; its state was saved."""
+    """A signal asked the run to stop; its state was saved.
 
-    def __init__(self) -> None:
-        super().__init__(SIGTERM_STATUS)
+    The exit status is that of Ctrl-C, 130, if this process got it, else that of SIGTERM, 143.
+    """
 
 
 class Training:
@@ -119,17 +119,17 @@ class Training:
             TrainingError: if the loss or a result of the validation is not finite, or memory is not
                 enough for a batch or for the validation; the last checkpoint is from before, but
                 where only the validation at the end fails.
-            Stopped: after SIGTERM or SIGUSR1, with everything saved.
+            Stopped: after one of `STOP_SIGNALS`, with everything saved.
         """
         self._restore()
         if self.rehearse and self.step == 0:
             self._measure(self.rehearse)
         self.run.start_metrics(self.step)
         status = StatusLine(self.total_steps, start=self.step, is_shown=self.run.is_writer)
-        with _stop_requests() as stop:
+        with _stop_requests() as signals:
             try:
                 while self.step < self.total_steps:
-                    self._train_epoch(stop, status)
+                    self._train_epoch(signals, status)
             finally:
                 status.close()
         if self.total_steps == 0:
@@ -147,7 +147,7 @@ class Training:
                 f"follow --batch-size ({_first_line(problem)}); try a smaller --image-size"
             ) from None
 
-    def _train_epoch(self, stop: threading.Event, status: StatusLine) -> None:
+    def _train_epoch(self, signals: list[int], status: StatusLine) -> None:
         steps_per_epoch = len(self.loader)
         epoch, start = divmod(self.step, steps_per_epoch)
         is_stopping = False
@@ -166,13 +166,15 @@ class Training:
             self._meter.count(len(labels) * parallel.world_size(), waited)
             status.update(self.step, self._meter.text)
             is_end = self.step % steps_per_epoch == 0
-            is_stopping = self._is_stopping(stop, is_end)
+            is_stopping = self._is_stopping(signals, is_end)
             if is_stopping and not is_end:
                 self._save()
-                self._leave()
+                self._leave(signals)
             if is_end or self.step % STEPS_BETWEEN_AGREEMENTS == 0:
                 self._meter.refresh(lr=self._lr())
         self._finish_epoch(epoch + 1, is_stopping)
+        if is_stopping:
+            self._leave(signals)
 
     def _finish_epoch(self, epoch: int, is_stopping: bool) -> None:
         """Record, validate and save what is due after ``epoch`` epochs."""
@@ -186,21 +188,19 @@ class Training:
         # Validation first: if a kill comes between the two, the resumed run does both again.
         if self.validate and epoch % self.validate_every == 0 and not is_last:
             self._validate()
-        if is_stopping:
-            self._leave()
-        if epoch % self.save_every == 0 or is_last:
+        if not is_stopping and (epoch % self.save_every == 0 or is_last):
             self._save()
 
-    def _is_stopping(self, stop: threading.Event, is_end: bool) -> bool:
+    def _is_stopping(self, signals: list[int], is_end: bool) -> bool:
         """Whether any rank was asked to stop; several ranks agree on it now and then."""
         if parallel.world_size() == 1:
-            return stop.is_set()
+            return bool(signals)
         is_agreement = is_end or self.step % STEPS_BETWEEN_AGREEMENTS == 0
-        return is_agreement and parallel.any_rank(stop.is_set(), self.device)
+        return is_agreement and parallel.any_rank(bool(signals), self.device)
 
-    def _leave(self) -> NoReturn:
+    def _leave(self, signals: list[int]) -> NoReturn:
         log.info("stopped by a signal after step %d; repeat the command", self.step)
-        raise Stopped
+        raise Stopped(128 + (signal.SIGINT if signal.SIGINT in signals else signal.SIGTERM))
 
     def train_step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """One update of a network in training mode.
@@ -387,26 +387,28 @@ class Training:
 
 @contextmanager
 def _stop_requests():
-    """An event that SIGTERM and SIGUSR1 set; a second signal acts as it did before."""
-    event = threading.Event()
+    """The stop signals that came; a second one acts as it did before, and so do ignored ones."""
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield event
+        yield came
         return
-    signals = (signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.getsignal(number) for number in signals}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    handled = [number for number in STOP_SIGNALS if before[number] != signal.SIG_IGN]  # nohup's are
 
     def request(number: int, frame: object) -> None:
-        event.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        came.append(number)
+        restore()
 
-    for number in signals:
+    def restore() -> None:
+        for number in handled:
+            signal.signal(number, before[number])
+
+    for number in handled:
         signal.signal(number, request)
     try:
-        yield event
+        yield came
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 def _first_line(problem: RuntimeError) -> str:

@@ -303,20 +303,21 @@ def test_killed_training_leaves_no_process(
         assert not is_group_alive(process.pid)
 
 
-def test_ending_the_process_group_lets_training_finish(make_images: MakeImages) -> None:
-    """A scheduler's SIGTERM reaches workers too, but the trainer has a checkpoint to write."""
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_ending_the_process_group_lets_training_finish(
+    make_images: MakeImages, stop: signal.Signals
+) -> None:
+    """A scheduler's SIGTERM, or Ctrl-C, reaches workers too, but a checkpoint is to be written."""
     images = make_images(12)
     script = (
         "import signal, sys, threading\n"
         "stop = threading.Event()\n"
-        "signal.signal(signal.SIGTERM, lambda *_: stop.set())\n"
-        + SCRIPT
-        + "        if stop.is_set():\n"
+        f"signal.signal({stop:d}, lambda *_: stop.set())\n" + SCRIPT + "        if stop.is_set():\n"
         "            list(loader.epoch(epoch))\n"
         "            sys.exit(143)\n"
     )
     with started(script, str(images.root), "torchvision") as process:
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, stop)
         _, errors = process.communicate(timeout=60)
         assert (process.returncode, errors) == (143, b"")
         assert not is_group_alive(process.pid)

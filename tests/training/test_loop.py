@@ -24,7 +24,7 @@ from spos.spaces import build_space, build_subnet
 from spos.supernet import Supernet
 from spos.training.checkpoint import latest_checkpoint, load_checkpoint
 from spos.training.distillation import Teacher
-from spos.training.loop import MAX_SKIPPED_UPDATES, Stopped, Training, TrainingError
+from spos.training.loop import MAX_SKIPPED_UPDATES, STOP_SIGNALS, Stopped, Training, TrainingError
 from spos.training.recipe import Recipe
 from spos.training.run_folder import RunFolder, RunSettings
 from spos.training.samplers import build_sampler
@@ -362,19 +362,32 @@ def test_checkpoint_of_another_network_is_refused(tmp_path, images):
         fit(tmp_path, images, scratch=True)
 
 
-def test_second_signal_acts_as_before(tmp_path, images):
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_first_signal_saves_and_a_second_acts_as_before(tmp_path, images, number):
     handlers = []
 
     def stop(step: int) -> None:
         if step == 2:
-            signal.raise_signal(signal.SIGTERM)
-            handlers.append(signal.getsignal(signal.SIGTERM))
+            signal.raise_signal(number)
+            handlers.append(signal.getsignal(number))
 
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped):
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped) as stopped:
         fit(tmp_path, images, before=stop)
+    assert stopped.value.code == (130 if number == signal.SIGINT else 143)
+    assert latest_checkpoint(tmp_path / "checkpoints")[0] == 3
     assert handlers == [before]
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
+
+
+def test_signals_that_are_ignored_stay_so(tmp_path, images):
+    """As `nohup` has it for SIGHUP, and a shell for Ctrl-C of what runs in the background."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        fit(tmp_path, images, before=send(signal.SIGHUP, at=2))
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 # --- not enough memory ---------------------------------------------------------------------------
