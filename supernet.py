@@ -112,8 +112,9 @@ def train(args: argparse.Namespace, inputs: Inputs) -> None:
     split = open_split(inputs, per_class=args.held_out_per_class)
     training, _ = apply_split(inputs.data.train, split)
     recipe = inputs.checked(fit_recipe(inputs.preset.supernet.for_images(len(training)), args))
-    options = inputs.space_options(parse_options(args.space_options))
     start = find_start(args, inputs, seed=recipe.seed)
+    usual = {} if start else inputs.preset.space_options.get(args.space, {})
+    options = inputs.space_options({**usual, **parse_options(args.space_options)})
     given = read_supernet_start(start, space=args.space, options=options) if start else None
     options = dict(given.options) if given else options
     table = open_costs(args.run_dir, args.space, options)

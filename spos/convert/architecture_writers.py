@@ -17,7 +17,7 @@ from spos.convert.architectures import (
     channel_labels,
     known_spec,
 )
-from spos.convert.mmrazor_yaml import write_mmrazor
+from spos.convert.mmrazor_yaml import SHUFFLE_STAGES, write_mmrazor
 from spos.convert.zoo import ANGLENAS_NAMES, CHANNEL_SCALES
 from spos.errors import ArchitectureError
 
@@ -98,6 +98,12 @@ def _write_mmrazor(variant: str) -> Callable[[Architecture, SearchSpec], str]:
         names = [str(arch.choices[label]) for label in _only_blocks(spec, "MMRazor")]
         if spec.space not in ("shufflenetv2", "proxyless_gpu"):
             raise ArchitectureError(f"MMRazor has no search space like {spec.space!r}")
+        depths = spec.options.get("stage_depths", SHUFFLE_STAGES)
+        if tuple(depths) != SHUFFLE_STAGES:
+            raise ArchitectureError(
+                f"MMRazor's ShuffleNet has stages of {SHUFFLE_STAGES} blocks, this one of "
+                f"{tuple(depths)}; write it --to spos"
+            )
         return write_mmrazor(names, variant=variant)
 
     return write

@@ -20,6 +20,7 @@ from spos.convert.zoo import BLOCKS
 from spos.errors import CheckpointError
 from spos.files import open_atomic
 from spos.spaces.options import strides
+from spos.spaces.shufflenet import STAGE_DEPTHS
 from spos.subnet import read_classes, read_preprocessing, save_subnet
 from spos.training.checkpoint import save_tensors
 
@@ -112,6 +113,7 @@ def _refuse_other_functions(converted: ConvertedWeights, path: Path | str, forma
         "squeeze_excitation": options.get("squeeze_excitation") == "canyonwind",
         "head": options.get("head") == "mobilenetv3",
         "classifier_bias": bool(options.get("classifier_bias")),
+        "stage_depths": list(options.get("stage_depths", STAGE_DEPTHS)) != list(STAGE_DEPTHS),
         "image_size": not _is_halved_five_times(options),
     }
     wrong = [f"{name} {options[name]!r}" for name, is_wrong in reasons.items() if is_wrong]

@@ -38,6 +38,7 @@ from spos.spaces.options import (
 )
 
 STAGE_DEPTHS = (4, 4, 8, 4)
+MAX_DEPTH = 100
 HEADS = ("plain", "mobilenetv3", "plus")
 
 
@@ -47,9 +48,9 @@ class ShuffleNetV2Space(ModelSpace):
     By default the canonical network of Megvii's release, with the state-dict keys of NNI 3.0's hub
     space ``ShuffleNetSpace`` and the same function: stem 16, stages of 64/160/320/640 channels with
     4/4/8/4 blocks, a 1 x 1 convolution to 1024, average pooling, dropout 0.1, classifier without
-    bias. The choices are ``layer_1`` to ``layer_20``. With ``channel_scales`` every ``layer_N`` is
-    followed by ``channel_N``, the width in the middle of its block, an integer that the four
-    candidates share; a supernet slices the leading channels.
+    bias. The choices are ``layer_1`` to ``layer_20``, or to the sum of ``stage_depths``. With
+    ``channel_scales`` every ``layer_N`` is followed by ``channel_N``, the width in the middle of
+    its block, an integer that the four candidates share; a supernet slices the leading channels.
 
     The stem and the first block of each stage halve the map: 224 to 7, 128 to 4; of a small image
     some keep it (`spos.spaces.options.strides`), unless ``output_stride`` says otherwise. Such a
@@ -66,6 +67,7 @@ class ShuffleNetV2Space(ModelSpace):
             ``canonical``, or ``canyonwind``, ``lliai``, ``classic`` (MMRazor) for their weights.
         stem_width: channels of the first convolution.
         stage_widths: channels of the four stages, each wider than the one before.
+        stage_depths: blocks of the four stages, of which each is searched.
         last_width: channels before the classifier.
         activation: ``relu``, or ``hswish`` everywhere but in the first stage.
         stem_activation: of the stem and of the last convolution, if not ``activation``: ``relu6``
@@ -93,6 +95,7 @@ class ShuffleNetV2Space(ModelSpace):
         layout: str = "canonical",
         stem_width: int = 16,
         stage_widths: Sequence[int] = (64, 160, 320, 640),
+        stage_depths: Sequence[int] = STAGE_DEPTHS,
         last_width: int = 1024,
         activation: str = "relu",
         stem_activation: str | None = None,
@@ -114,6 +117,7 @@ class ShuffleNetV2Space(ModelSpace):
                 layout=layout,
                 stem_width=stem_width,
                 stage_widths=stage_widths,
+                stage_depths=stage_depths,
                 last_width=last_width,
                 activation=activation,
                 stem_activation=activation if stem_activation is None else stem_activation,
@@ -147,6 +151,7 @@ class ShuffleNetV2PlusSpace(ModelSpace):
         layout: how blocks take channels apart and join them.
         stem_width: channels of the first convolution.
         stage_widths: channels of the four stages.
+        stage_depths: blocks of the four stages.
         last_width: channels before the classifier.
         squeeze_excitation: ``megvii`` or ``canyonwind``, or None with another head than ``plus``.
         head: ``plus``, ``mobilenetv3`` or ``plain``.
@@ -167,6 +172,7 @@ class ShuffleNetV2PlusSpace(ModelSpace):
         layout: str = "canonical",
         stem_width: int = 16,
         stage_widths: Sequence[int] = (48, 128, 256, 512),
+        stage_depths: Sequence[int] = STAGE_DEPTHS,
         last_width: int = 1280,
         squeeze_excitation: str | None = "megvii",
         head: str = "plus",
@@ -186,6 +192,7 @@ class ShuffleNetV2PlusSpace(ModelSpace):
                 layout=layout,
                 stem_width=stem_width,
                 stage_widths=stage_widths,
+                stage_depths=stage_depths,
                 last_width=last_width,
                 activation="hswish",
                 stem_activation="hswish",
@@ -214,6 +221,7 @@ class _Design:
     layout: str
     stem_width: int
     stage_widths: Sequence[int]
+    stage_depths: Sequence[int]
     last_width: int
     activation: str
     stem_activation: str
@@ -236,6 +244,9 @@ class _Design:
         check_fraction(space, "dropout", self.dropout)
         check_integer(space, "stem_width", self.stem_width, 1, MAX_WIDTH)
         check_integer(space, "last_width", self.last_width, 1, MAX_WIDTH)
+        check_list(space, "stage_depths", self.stage_depths, length=len(STAGE_DEPTHS))
+        for depth in self.stage_depths:
+            check_integer(space, "stage_depths", depth, 1, MAX_DEPTH)
         check_list(space, "stage_widths", self.stage_widths, length=len(STAGE_DEPTHS))
         before = self.stem_width
         for width in self.stage_widths:
@@ -332,7 +343,7 @@ def _features(design: _Design, stage_strides: Sequence[int]) -> Iterator[nn.Modu
             attention=design.squeeze_excitation if stage >= 2 else None,
             affine=design.affine,
         )
-        for block in range(STAGE_DEPTHS[stage]):
+        for block in range(design.stage_depths[stage]):
             layer += 1
             mid_channels: Width = width // 2
             if design.channel_scales is not None:

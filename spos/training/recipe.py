@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -140,7 +140,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Preset:
-    """What suits a kind of data: recipes for the two stages and how images are prepared."""
+    """What suits a kind of data: recipes for the two stages and how images are prepared.
+
+    Of a search space it has the options that suit such data better than the space's own defaults.
+    """
 
     supernet: Recipe
     scratch: Recipe
@@ -148,6 +151,7 @@ class Preset:
     image_size: int | None  # None: the size of the images themselves
     held_out_per_class: int
     calibration_images: int
+    space_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def with_batch_size(self, batch_size: int) -> Preset:
         """The same with another batch size in both stages."""
@@ -186,6 +190,7 @@ PRESETS: dict[str, Preset] = {
         image_size=8,  # of the digits before they were enlarged to JPEGs
         held_out_per_class=25,
         calibration_images=512,
+        space_options={"shufflenetv2": {"stage_depths": [2, 2, 4, 2]}},
     ),
 }
 

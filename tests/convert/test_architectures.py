@@ -28,6 +28,7 @@ NUM_RANDOM = EXAMPLES // 3  # of each format and space; a thousand with SPOS_EXA
 PLAIN = default_spec("shufflenetv2")
 WIDE = default_spec("shufflenetv2", channel_scales=list(CHANNEL_SCALES))
 CLASSIC = default_spec("shufflenetv2", layout="classic", classifier_bias=True, dropout=0.0)
+SHALLOW = default_spec("shufflenetv2", stage_depths=[4, 8, 4, 4])
 MOBILE = default_spec("proxyless_gpu")
 RAZOR_MOBILE = default_spec("proxyless_gpu", skips="mmrazor")
 MACRO = default_spec("nasbench_macro")
@@ -215,6 +216,7 @@ def test_forms_of_other_formats():
         ("nni2", WIDE, "NNI 2 does not search widths"),
         ("mmrazor", WIDE, "MMRazor does not search widths"),
         ("mmrazor", MACRO, "MMRazor has no search space like 'nasbench_macro'"),
+        ("mmrazor", SHALLOW, r"has stages of \(4, 4, 8, 4\) blocks, this one of \(4, 8, 4, 4\)"),
         ("canyonwind", PLAIN, "no searched widths"),
         ("anglenas", PLAIN, "ids are of 'proxyless_gpu'"),
         ("macro", PLAIN, "not of 'shufflenetv2'"),

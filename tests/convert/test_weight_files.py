@@ -20,7 +20,8 @@ from spos.convert.weight_writers import write_weights
 from spos.convert.weights import read_weights
 from spos.convert.zoo import ZOO, zoo_architecture
 from spos.errors import CheckpointError, ConfigError
-from spos.subnet import load_subnet
+from spos.spaces import build_subnet, space_spec
+from spos.subnet import load_subnet, save_subnet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -178,6 +179,17 @@ def test_weights_of_another_function_are_refused_as_canonical(tmp_path, system):
     with pytest.raises(CheckpointError, match="compute another function .* as .safetensors"):
         write_weights(tmp_path / "y.pth.tar", read_weights(path), "megvii")
     assert not (tmp_path / "y.pth.tar").exists()
+
+
+@pytest.mark.parametrize("format", ["megvii", "nni3"])
+def test_networks_of_other_depths_are_refused_as_canonical(tmp_path, format):
+    options = {"image_size": 224, "num_classes": 10, "stage_depths": [1, 1, 2, 1]}
+    spec = space_spec("shufflenetv2", options=options)
+    arch = spec.architecture({label: "k3" for label in spec.choices})
+    save_subnet(tmp_path / "x.safetensors", build_subnet(arch), arch, preprocessing="standard")
+    found = read_weights(tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"than one with stage_depths \[1, 1, 2, 1\]; write"):
+        write_weights(tmp_path / "y.pth", found, format)
 
 
 def test_other_spaces_and_affine_supernets_have_no_megvii_layout(tmp_path):

@@ -1,6 +1,7 @@
 """supernet.py: what it leaves for the search, and that nothing can stop it from getting there."""
 
 import argparse
+import json
 import os
 import random
 import runpy
@@ -25,6 +26,7 @@ from spos.data.split import apply_split, load_split
 from spos.evaluation.build import open_supernet_run
 from spos.files import read_json
 from spos.training.checkpoint import latest_checkpoint
+from spos.training.recipe import PRESETS
 
 LONG = ("--epochs", 24, "--val-every", 6, "--val-paths", 1, "--warmup-epochs", 1, "--lr", 0.05)
 KILLS = 5
@@ -127,6 +129,18 @@ def test_classes_too_small_for_the_default_hold_out_a_fifth(workspace):
         assert done.status == 0, done.stderr
         assert "held out of each class: 3 images, a fifth of the smallest" in done.stderr
     assert len(load_split(workspace.folder / "small" / "split.json").held_out) == 9
+
+
+@pytest.mark.parametrize("depths", [None, [1, 1, 1, 1]])
+def test_space_has_what_suits_the_images_but_for_what_is_asked(tmp_path, depths):
+    given = ("--space-options", json.dumps({"stage_depths": depths})) if depths else ()
+    done = run_script("supernet.py", "--run-dir", "run", "--device", "cpu",
+                      "--epochs", 0, "--val-paths", 0, *given, folder=tmp_path)  # fmt: skip
+    assert done.status == 0, done.stderr
+    usual = PRESETS["digits"].space_options["shufflenetv2"]["stage_depths"]
+    spec = CostTable.load(tmp_path / "run" / "cost.json").spec
+    assert spec.options["stage_depths"] == (depths or usual)
+    assert len(spec.choices) == sum(depths or usual) < 20
 
 
 # --- stopped, killed -----------------------------------------------------------------------------

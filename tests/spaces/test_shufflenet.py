@@ -210,6 +210,33 @@ def test_options_out_of_range_are_refused(options):
         build_space("shufflenetv2", options=options, affine=False)
 
 
+@pytest.mark.parametrize("space", ["shufflenetv2", "shufflenetv2plus"])
+def test_stages_are_as_deep_as_asked(space):
+    depths, options = [1, 2, 3, 1], {"image_size": 64, "num_classes": 5}
+    spec = space_spec(space, options={**options, "stage_depths": depths})
+    assert list(spec.choices) == [f"layer_{number}" for number in range(1, 8)]
+    subnet = build_subnet(spec.architecture({label: "k5" for label in spec.choices}))
+    projects = [block.branch_proj is not None for block in subnet.features]
+    assert projects == [True, True, False, True, False, False, True]
+    deep = build_space(space, options=options, affine=True).state_dict()
+    for name, tensor in (
+        build_space(space, options={**options, "stage_depths": [4, 4, 8, 4]}, affine=True)
+        .state_dict()
+        .items()
+    ):
+        assert deep.pop(name).shape == tensor.shape
+    assert not deep
+
+
+@pytest.mark.parametrize(
+    "depths",
+    [4, "4484", [], [4, 4, 8], [4, 4, 8, 4, 4], [4, 0, 8, 4], [4, 4, 8, 101], [1, 1, 1.0, 1]],
+)
+def test_depths_out_of_range_are_refused(depths):
+    with pytest.raises(ConfigError, match="stage_depths is .*expected a(n integer| list)"):
+        build_space("shufflenetv2", options={"stage_depths": depths}, affine=False)
+
+
 @pytest.mark.parametrize("output_stride", [0, 1, 3, 64, "32", [32], True])
 def test_output_stride_that_is_none_is_refused(output_stride):
     for space in ("shufflenetv2", "proxyless_gpu"):

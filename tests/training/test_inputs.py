@@ -13,6 +13,7 @@ from spos.data.digits import prepare_digits
 from spos.data.folder import names_id, open_data
 from spos.data.split import make_split, save_split
 from spos.errors import ConfigError, DataError
+from spos.spaces import space_spec
 from spos.training import inputs as inputs_module
 from spos.training.flags import add_data_flags
 from spos.training.inputs import open_inputs, open_split, reopen_inputs, split_id
@@ -72,6 +73,8 @@ def test_digits_are_known_wherever_they_lie(digits):
     assert (found.kind, found.augmentation) == ("digits", "crop")
     assert found.image_size == found.preset.image_size
     assert len(found.data.train.classes) == 10
+    for space, options in found.preset.space_options.items():
+        space_spec(space, options=found.space_options(options))
 
 
 def test_flags_decide_over_what_suits(tmp_path):

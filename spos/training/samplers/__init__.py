@@ -32,9 +32,9 @@ BOXED = ("constrained", "strolling")  # these need ranges
 PUBLISHED_SPACE = "shufflenetv2"
 PUBLISHED_OPTIONS: Mapping[str, Any] = {
     "image_size": 224, "num_classes": 1000, "channel_scales": None, "layout": "canonical",
-    "stem_width": 16, "stage_widths": [64, 160, 320, 640], "last_width": 1024,
-    "activation": "relu", "stem_activation": None, "squeeze_excitation": None, "head": "plain",
-    "classifier_bias": False, "dropout": 0.1, "output_stride": None,
+    "stem_width": 16, "stage_widths": [64, 160, 320, 640], "stage_depths": [4, 4, 8, 4],
+    "last_width": 1024, "activation": "relu", "stem_activation": None, "squeeze_excitation": None,
+    "head": "plain", "classifier_bias": False, "dropout": 0.1, "output_stride": None,
 }  # fmt: skip
 PUBLISHED_RANGE = Constraint("macs", 290_000_000, 360_000_000)
 
