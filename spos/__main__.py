@@ -20,7 +20,7 @@ COMMANDS = {
     "predict": "the most probable classes of image files",
     "rank": "how well a supernet ranks architectures whose true accuracies are known",
     "report": "one HTML page and PNGs of a supernet, its search and its winner",
-    "sample": "draw the paths of any sampler without training, and how they cover a box of costs",
+    "sample": "draw the paths of any sampler without training: how they cover a box; as ONNX",
     "search": "start an architecture search on NNI safely, show its best architectures",
     "summary": "what a supernet, its search and the training from scratch came to",
     "zoo": "list the published networks, which zoo:NAME stands for",

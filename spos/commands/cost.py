@@ -1,7 +1,7 @@
 """`python -m spos cost`: what a network costs, in any system's convention, or a whole search space.
 
-Imports `spos.commands.cost_latency`, `spos.cost.table`, `spos.errors`, `spos.files`;
-`spos.convert`, `spos.cost`, `spos.spaces` when it runs.
+Imports `spos.commands`, `spos.cost.table`, `spos.errors`, `spos.files`; `spos.convert`,
+`spos.cost`, `spos.spaces` when it runs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spos.commands import cost_latency
+from spos.commands import cost_fit, cost_latency
 from spos.cost.table import CostTable
 from spos.errors import ConfigError
 from spos.flag_values import parse_options, to_path
@@ -58,6 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-classes", type=int, help="classes (the file's, or 1000)")
     parser.add_argument("--space-options", metavar="JSON", help="further options of the space")
     cost_latency.configure(parser)
+    cost_fit.configure(parser)
     parser.set_defaults(run=run)
 
 
@@ -66,14 +67,15 @@ def run(args: argparse.Namespace) -> int:
     from spos.spaces import load_space_class
 
     options = _options(args)
+    if args.latency and args.fit:
+        raise ConfigError("--latency measures here, --fit what was measured; give one of them")
     if args.space:
         load_space_class(args.space, allow_import=True)
     if _names_a_space(args.target):
         return _print_space(args, options)
-    if args.latency:
-        raise ConfigError(
-            f"{args.target} is not a search space, and --latency measures one: give its name"
-        )
+    if args.latency or args.fit:
+        use = "--latency measures" if args.latency else "--fit is about"
+        raise ConfigError(f"{args.target} is not a search space, and {use} one: give its name")
     arch = _read(args, options)
     if args.table:
         from spos.cost.counting import build_cost_table
@@ -142,6 +144,8 @@ def _print_space(args: argparse.Namespace, options: dict[str, Any]) -> int:
         )
     if args.latency:
         return cost_latency.print_latency(args, options)
+    if args.fit:
+        return cost_fit.print_fit(args, options)
     table = build_cost_table(args.target, options=default_spec(args.target, **options).options)
     if args.table:
         _save(table, args.table)

@@ -16,7 +16,7 @@ from spos.cost.table import CostTable
 from spos.errors import ConfigError
 
 if TYPE_CHECKING:
-    from spos.cost.latency import Prediction
+    from spos.cost.prediction import Prediction
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -53,9 +53,9 @@ def print_latency(args: argparse.Namespace, options: dict[str, Any]) -> int:
         rounds=args.rounds, progress=_show_progress,
     )  # fmt: skip
     if args.table:
-        _save(table, args.table)
+        save_measured(table, METRIC, args.table)
     if args.json:
-        print(json.dumps(_value(table)))
+        print(json.dumps(table_value(table, METRIC)))
     else:
         print(_text(table, table.measured[METRIC], prediction))
     return 0
@@ -84,13 +84,15 @@ def open_table(space: str, options: dict[str, Any], path: Path | None) -> CostTa
     return table
 
 
-def _save(table: CostTable, path: Path) -> None:
-    """Add what was measured to the table in the file, which may have been shrunk meanwhile."""
-    from spos.cost.latency import METRIC
+def save_measured(table: CostTable, metric: str, path: Path) -> None:
+    """Add what was measured to the table in the file, which may have been shrunk meanwhile.
 
+    Raises:
+        ConfigError: if the file has become another table, or cannot be written.
+    """
     if path.exists():
         table = CostTable.load(path).with_measured(table)
-    if METRIC not in table.metrics:
+    if metric not in table.metrics:
         raise ConfigError(f"{path}: has become another table meanwhile; repeat the command")
     try:
         table.save(path)
@@ -100,20 +102,19 @@ def _save(table: CostTable, path: Path) -> None:
         ) from None
 
 
-def _value(table: CostTable) -> dict[str, Any]:
-    from spos.cost.latency import METRIC
-
+def table_value(table: CostTable, metric: str) -> dict[str, Any]:
+    """What a table holds of a measured metric, as JSON."""
     return {
         "space": table.spec.space,
         "options": dict(table.spec.options),
-        **table.measured[METRIC],
-        "bounds": list(table.bounds(METRIC)),
-        "fixed": table.fixed[METRIC],
+        **table.measured[metric],
+        "bounds": list(table.bounds(metric)),
+        "fixed": table.fixed[metric],
         "terms": [
             {
                 "labels": list(term.labels),
-                "latency_ms": list(term.costs[METRIC]),
-                "spread": list(term.spreads[METRIC]),
+                metric: list(term.costs[metric]),
+                **({"spread": list(term.spreads[metric])} if metric in term.spreads else {}),
             }
             for term in table.terms
         ],
@@ -138,17 +139,8 @@ def _text(table: CostTable, how: dict[str, Any], prediction: Prediction) -> str:
     lines += [
         f"{'the rest':24s} {table.fixed[METRIC]:8.3f}",
         f"{'sum':24s} {low:8.3f}  {high:8.3f}",
+        str(prediction),
     ]
-    errors = prediction.errors
-    if errors:
-        rank = prediction.spearman
-        shown = "undefined" if rank is None else f"{rank:.3f}"
-        lines.append(
-            f"the sum predicts {len(errors)} other subnets: Spearman {shown}, relative error "
-            f"{statistics.median(errors):.1%} (median), {max(errors):.1%} (largest)"
-        )
-    else:
-        lines.append("the space has too few architectures to check the sum")
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
-"""`python -m spos sample`: which paths a sampler draws, without training.
+"""`python -m spos sample`: which paths a sampler draws, without training, also as networks.
 
-Imports the samplers; `spos.cost.counting` with torch for a search space, matplotlib for a plot.
+Imports `spos.commands` and the samplers; `spos.cost.counting` with torch for a search space,
+matplotlib for a plot.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from spos.architecture import Candidate
+from spos.commands import sample_networks
 from spos.cost.table import Constraint, CostTable, parse_constraint_flags
 from spos.errors import ConfigError
 from spos.flag_values import parse_options, positive, to_path
@@ -30,6 +33,7 @@ from spos.training.samplers.coverage import (
 )
 
 COMPARED = ("uniform", *BOXED)
+NUM_DRAWS = 5040
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -49,11 +53,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_path_flags(parser)
     parser.add_argument(
-        "--draws", type=positive, default=5040, help="steps of an epoch (%(default)s)"
-    )
+        "--draws", type=positive,
+        help=f"steps of an epoch ({NUM_DRAWS:,d}; with --onnx {sample_networks.NUM_DRAWS})",
+    )  # fmt: skip
     parser.add_argument("--epoch", type=positive, default=1, help="that is drawn (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the samplers (%(default)s)")
     parser.add_argument("--plot", type=to_path, metavar="FILE", help="draw MACs against parameters")
+    parser.add_argument(
+        "--onnx", type=to_path, metavar="DIR",
+        help="write the architectures of one sampler (fair, or constrained if there is a box) as "
+        "ID.json and, with random weights, ID.onnx, to be measured for `cost SPACE --fit`",
+    )  # fmt: skip
+    parser.add_argument("--space", help="module:Class of your own, if --onnx is of a table of it")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -63,9 +74,20 @@ def run(args: argparse.Namespace) -> int:
     ranges = parse_constraint_flags(args.path_range or (), flag="--path-range")
     parse_warmup(args.channel_warmup)  # before a table is built for minutes
     names = args.sampler or (COMPARED if ranges else COMPARED[:1])
+    if args.onnx:
+        names = args.sampler or (BOXED[:1] if ranges else ("fair",))
+        if len(names) > 1:
+            raise ConfigError(
+                f"--onnx: is for the paths of one sampler; give one of --sampler {' '.join(names)}"
+            )
+    args.draws = args.draws or (sample_networks.NUM_DRAWS if args.onnx else NUM_DRAWS)
     table = _open_table(args.target, args.space_options)
     box = find_box(table, ranges)
-    draws = {name: _draw(name, table, ranges, args) for name in names}
+    paths = {name: _draw(name, table, ranges, args) for name in names}
+    draws = {
+        name: np.array([[table.cost(path, metric) for metric in AXES] for path in each], float)
+        for name, each in paths.items()
+    }
     covered = {name: measure_coverage(costs, box) for name, costs in draws.items()}
     if args.json:
         print(json.dumps(_as_json(table, box, draws, covered)))
@@ -73,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
         print(_describe(box, covered))
     if args.plot:
         _plot(draws, covered, box, args.plot)
+    if args.onnx:
+        sample_networks.write_networks(args.onnx, table, paths[names[0]], space=args.space)
     return 0
 
 
@@ -99,8 +123,8 @@ def _open_table(target: str, space_options: str | None) -> CostTable:
 
 def _draw(
     name: str, table: CostTable, ranges: Sequence[Constraint], args: argparse.Namespace
-) -> np.ndarray:
-    """(draws, 2): the `AXES` of the paths of one epoch."""
+) -> list[dict[str, Candidate]]:
+    """The paths of one epoch."""
     if name == "macs-uniform":
         ranges = [each for each in ranges if each.metric == "macs"]
     elif name not in BOXED:
@@ -113,16 +137,15 @@ def _draw(
         ranges=ranges,
         warmup=parse_warmup(args.channel_warmup),
     )
-    costs = np.empty((args.draws, len(AXES)))
+    paths = []
     first = (args.epoch - 1) * args.draws
     for number in range(args.draws):
-        path = sampler.sample(first + number)
-        costs[number] = [table.cost(path, metric) for metric in AXES]
+        paths.append(sampler.sample(first + number))
         if sys.stderr.isatty() and number % 100 == 99:
             sys.stderr.write(f"\r{name}: {number + 1} of {args.draws} paths")
     if sys.stderr.isatty():
         sys.stderr.write("\n")
-    return costs
+    return paths
 
 
 def _describe(box: Sequence[Constraint], covered: Mapping[str, Coverage]) -> str:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from spos.architecture import Candidate, Choices, SearchSpec
 from spos.cost.additive import Key, conditional_layers
+from spos.cost.prediction import Prediction
 from spos.cost.table import CostTable, Term
 from spos.deploy.folding import fold_batchnorm
 from spos.errors import ConfigError, is_out_of_memory
@@ -46,33 +47,6 @@ WARM_UP, REPEATS = 2, 7  # passes of a subnet at each visit
 ROUNDS = 8
 
 _FIXED = -1  # in place of a term's number: layers that every subnet has
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """How well the sum over the table tells the latency of whole subnets that it was not fitted to.
-
-    Attributes:
-        predicted: of each subnet, in milliseconds.
-        measured: the same, of the subnet as a whole.
-    """
-
-    predicted: tuple[float, ...]
-    measured: tuple[float, ...]
-
-    @property
-    def spearman(self) -> float | None:
-        """Spearman's rank correlation; None if there is nothing to rank."""
-        ranks = _ranks(self.predicted), _ranks(self.measured)
-        if any(len(set(each)) < 2 for each in ranks):
-            return None
-        return statistics.correlation(*ranks)
-
-    @property
-    def errors(self) -> list[float]:
-        """Relative errors, without sign."""
-        pairs = zip(self.predicted, self.measured, strict=True)
-        return [abs(predicted / measured - 1) for predicted, measured in pairs]
 
 
 def measure_latency(
@@ -340,32 +314,22 @@ def _fill(table: CostTable, samples: _Samples, how: dict[str, Any]) -> tuple[Cos
         tuple(spent for _, spent in checks),
     )
     if checks:
-        how["check"] = {
-            "subnets": len(checks),
-            "spearman": prediction.spearman,
-            "median_error": statistics.median(prediction.errors),
-            "max_error": max(prediction.errors),
-        }
+        how["check"] = prediction.summary()
     measured = {**table.measured, METRIC: how}
     return CostTable(table.spec, fixed, terms, measured=measured), prediction
 
 
 def _with_terms(table: CostTable, labels: set[str]) -> CostTable:
     """The table with a term for each layer of which no candidate has weights."""
-    known = {label for term in table.terms for label in term.labels}
-    terms = list(table.terms)
-    for label in table.spec.choices:
-        if label in labels - known:
-            nothing = (0,) * len(table.spec.choices[label])
-            terms.append(Term((label,), dict.fromkeys(table.fixed, nothing)))
-    for term in terms:
+    table = table.with_terms(labels)
+    for term in table.terms:
         if len(keys := list(_keys(table.spec, term))) > MAX_KEYS:
             raise ConfigError(
                 f"{table.spec.space}: a layer depends on {len(keys)} combinations of "
                 f"{', '.join(term.labels)}, more than the {MAX_KEYS} that can be measured one by "
                 "one; let it depend on fewer choices, or on fewer candidates"
             )
-    return CostTable(table.spec, table.fixed, terms, measured=table.measured)
+    return table
 
 
 def _find_term(terms: Sequence[set[str]], labels: set[str]) -> int:
@@ -389,12 +353,6 @@ def _spread(samples: Sequence[float]) -> float:
         return 0.0
     low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
     return high - low
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Rank of each value; equal ones share the mean of theirs."""
-    ordered = sorted(values)
-    return [ordered.index(each) + (ordered.count(each) - 1) / 2 for each in values]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from pathlib import Path
@@ -153,6 +153,18 @@ class CostTable:
         part.trained = self.trained
         counted = [metric for metric in self.metrics if metric not in self.measured]
         return part if _counted(part, counted) == _counted(self, counted) else self
+
+    def with_terms(self, labels: Iterable[str]) -> CostTable:
+        """The table with a term, of no cost, for each of these choices that none depends on."""
+        missing = set(labels).difference(*(term.labels for term in self.terms))
+        terms = [
+            Term((label,), dict.fromkeys(self.fixed, (0,) * len(candidates)))
+            for label, candidates in self.spec.choices.items()
+            if label in missing
+        ]
+        table = CostTable(self.spec, self.fixed, [*self.terms, *terms], measured=self.measured)
+        table.sums, table.trained = self.sums, self.trained
+        return table
 
     def with_sum(self, metric: str, weights: Mapping[str, float]) -> CostTable:
         """The table with a further metric: the weighted sum of some that it has.

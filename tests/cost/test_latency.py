@@ -11,7 +11,8 @@ from torch import nn
 
 from spos.cost import latency
 from spos.cost.counting import build_cost_table
-from spos.cost.latency import METRIC, Prediction, measure_latency
+from spos.cost.latency import METRIC, measure_latency
+from spos.cost.prediction import Prediction
 from spos.cost.table import Constraint, CostTable
 from spos.errors import ConfigError
 from spos.search.feasible import FeasibleSpace

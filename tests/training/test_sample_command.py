@@ -4,11 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from published_networks import PLUS
+from tiny_space import TINY
 
 from spos.__main__ import main
+from spos.architecture import load_architecture
 from spos.cost.counting import build_cost_table
 from spos.cost.table import Constraint
+from spos.deploy.networks import open_network
 from spos.errors import ConfigError, ConstraintError
 from spos.training.samplers.coverage import measure_coverage
 
@@ -71,6 +75,49 @@ def test_space_is_counted(capsys):
     value = json.loads(capsys.readouterr().out)
     assert value["box"]["macs"] == [7_713_280, 105_660_928]
     assert value["samplers"]["uniform"]["inside"] == 1
+
+
+def test_networks_to_be_measured_are_written(tmp_path, capsys, monkeypatch, tiny_spaces):
+    build_cost_table(TINY, options={"image_size": 8, "num_classes": 3}).save(tmp_path / "tiny.json")
+    folder = tmp_path / "phone"
+    words = ["sample", str(tmp_path / "tiny.json"), "--onnx", str(folder), "--draws"]
+    assert main([*words, "1"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1].startswith("fair ")
+    assert (
+        "phone: 1 networks ID.onnx" in printed.err and "`cost --fit` needs 7 or more" in printed.err
+    )
+    (path,) = folder.glob("*.onnx")
+    network, before = open_network(path), path.read_bytes()
+    assert network.arch.id == path.stem
+    images = torch.randn(2, 3, 8, 8)
+    assert network(images).shape == (2, 3) and network(images).std() > 0
+    # Repeated, the command writes what is not there yet.
+    monkeypatch.setattr("spos.commands.sample_networks._export", lambda arch: arch.id.encode())
+    assert main([*words, "3"]) == 0
+    archs = [load_architecture(each) for each in folder.glob("*.json")]
+    assert len(archs) == 3 and network.arch in archs
+    for arch in archs:
+        expected = before if arch == network.arch else arch.id.encode()
+        assert (folder / f"{arch.id}.onnx").read_bytes() == expected
+    for label in ("layer_1", "layer_2", "layer_3"):  # each candidate once in three draws
+        assert {arch.choices[label] for arch in archs} == {"k1", "k3", "k5"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sampler", "fair", "uniform"], "--onnx: is for the paths of one sampler"),
+        (["--onnx", "macro.json"], "--onnx macro.json: cannot be written .*name another folder"),
+        (["--space", "nowhere:Space"], "'nowhere:Space' cannot be imported"),
+    ],
+)
+def test_networks_that_cannot_be_written_are_said(folder, monkeypatch, words, message):
+    monkeypatch.chdir(folder)
+    before = sorted(folder.iterdir())
+    with pytest.raises(ConfigError, match=message):
+        main(["sample", "macro.json", "--draws", "9", "--onnx", "phone", *words])
+    assert sorted(folder.iterdir()) == before
 
 
 @pytest.mark.parametrize(
