@@ -22,7 +22,7 @@ COMMANDS = {
     "report": "one HTML page and PNGs of a supernet, its search and its winner",
     "sample": "draw the paths of any sampler without training: how they cover a box; as ONNX",
     "search": "start an architecture search on NNI safely, show its best architectures",
-    "summary": "what a supernet, its search and the training from scratch came to",
+    "summary": "what a supernet, its search and trainings from scratch came to",
     "zoo": "list the published networks, which zoo:NAME stands for",
 }
 

@@ -15,11 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from spos.architecture import load_architecture, save_architecture
+from spos.architecture import Architecture, load_architecture, save_architecture
 from spos.commands import search_run
 from spos.cost.table import parse_constraint_flags, write_constraints
 from spos.errors import ConfigError, SearchError
-from spos.flag_values import to_path
+from spos.flag_values import positive, to_path
 from spos.search.arguments import METHODS
 from spos.search.experiment import Changes, check_port, prepare_experiment
 from spos.search.launch import (
@@ -32,7 +32,16 @@ from spos.search.launch import (
 )
 from spos.search.objective import parse_objective_flags
 from spos.search.record import read_progress
-from spos.search.results import BEST, FRONT, JOURNAL, RUN_FOLDER, Entry, read_entries, read_front
+from spos.search.results import (
+    BEST,
+    FRONT,
+    JOURNAL,
+    RUN_FOLDER,
+    Entry,
+    read_entries,
+    read_front,
+    save_ranking,
+)
 from spos.search.watch import watch_experiment
 
 
@@ -80,20 +89,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     resume.set_defaults(run=_resume)
     for action in (start, resume):
         action.add_argument("--port", type=int, default=8080, help="of NNI's server and WebUI")
-    best = actions.add_parser("best", help="print or copy the best architecture of a search")
-    best.add_argument(
-        "id", nargs="?", help="the experiment, or the folder of `search run`; by default the latest"
-    )
-    best.add_argument("--output", type=to_path, help="write the architecture to this file")
-    best.add_argument("--top", type=int, default=5, help="how many to list (default: 5)")
-    best.add_argument("--json", action="store_true", help="print one JSON object")
-    best.set_defaults(run=_best)
+    best = actions.add_parser("best", help="print or copy the best architectures of a search")
+    _add_best_flags(best)
     for action in (start, resume, best):
         action.add_argument(
             "--experiments-dir",
             type=to_path,
             help="folder of experiments (default: NNI's own)",
         )
+
+
+def _add_best_flags(best: argparse.ArgumentParser) -> None:
+    best.add_argument(
+        "id", nargs="?", help="the experiment, or the folder of `search run`; by default the latest"
+    )
+    best.add_argument("--output", type=to_path, help="write the best to this file")
+    best.add_argument("--top", type=positive, default=5, metavar="K",
+                      help="how many to list (default: 5)")  # fmt: skip
+    best.add_argument("--output-dir", type=to_path, metavar="DIR",
+                      help="write the best K (--top) as files into this new folder")  # fmt: skip
+    best.add_argument("--json", action="store_true", help="print one JSON object")
+    best.set_defaults(run=_best)
 
 
 def _start(args: argparse.Namespace) -> int:
@@ -174,6 +190,8 @@ def _best(args: argparse.Namespace) -> int:
     if not (log / BEST).exists():
         raise SearchError(f"{_title(name, log)} has no result yet ({log / BEST} is not there)")
     arch = load_architecture(log / BEST)
+    entries = read_entries(log)
+    written = _write_top(args, arch, _title(name, log), log, _rank(entries))
     if args.output:
         try:
             save_architecture(args.output, arch)
@@ -181,7 +199,6 @@ def _best(args: argparse.Namespace) -> int:
             is_lost = not args.output.parent.is_dir()
             reason = f"there is no folder {args.output.parent}" if is_lost else problem.strerror
             raise SearchError(f"--output {args.output}: cannot be written ({reason})") from None
-    entries = read_entries(log)
     if args.json:
         ranking = [asdict(each) for each in _rank(entries)[: args.top]]
         front = [arch.id for arch in read_front(log)]
@@ -191,7 +208,40 @@ def _best(args: argparse.Namespace) -> int:
     _print_result(name, log, entries, num_listed=args.top)
     if args.output:
         print(f"wrote {args.output}")
+    for path in written:
+        print(f"wrote {path}")
     return 0
+
+
+def _write_top(
+    args: argparse.Namespace, best: Architecture, title: str, log: Path, ranking: Sequence[Entry]
+) -> list[Path]:
+    """Write the ``--top`` best where ``--output-dir`` says, if it does; returns the files."""
+    folder, number = args.output_dir, args.top
+    if folder is None:
+        return []
+    if read_front(log):
+        raise SearchError(
+            f"--output-dir {folder}: {title} looked for the best score at every cost, so that no "
+            f"{number} are the best; what it found are architecture files already, in {log / FRONT}"
+        )
+    if len(ranking) < number:
+        raise SearchError(
+            f"--top {number}: {title} has only {len(ranking)} candidates with a score; ask for at "
+            "most as many, or search on"
+        )
+    if not folder.name:  # `.`, which cannot give way to a folder
+        raise SearchError(f"--output-dir {folder}: name a new folder, such as runs/top")
+    chosen = [
+        Architecture(best.space, best.options, each.choices, each.metrics)
+        for each in ranking[:number]
+    ]
+    try:
+        return save_ranking(folder, chosen)
+    except OSError as problem:
+        raise SearchError(
+            f"--output-dir {folder}: cannot be written ({problem.strerror}); name a new folder"
+        ) from None
 
 
 def _find_search(target: str | None, experiments_dir: Path | None) -> tuple[str | None, Path]:

@@ -1,6 +1,7 @@
-"""`python -m spos summary`: what a supernet, its search and the training from scratch came to.
+"""`python -m spos summary`: what a supernet, its search and trainings from scratch came to.
 
-Imports `spos.commands.report` and `spos.errors`; `spos.report` and torch when it runs.
+Imports `spos.architecture`, `spos.commands.report` and `spos.errors`; `spos.report` and torch when
+it runs.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from spos.architecture import FORMAT_VERSION, Architecture, parse_architecture
 from spos.commands.report import add_target_flags, read_targets
 from spos.errors import ConfigError
 
@@ -32,14 +34,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the table."""
     sources = read_targets(args)
-    supernet, scratch = (
-        _only(f"run of {stage}.py", {run.path: run for run in sources.of_stage(stage)})
-        for stage in ("supernet", "scratch")
-    )
-    search = _only("search", {search.folder: search for search in sources.searches})
-    for problem in (*supernet.problems, *search.problems, *scratch.problems):
-        print(problem, file=sys.stderr)
-    summary = summarize(supernet, search, scratch)
+    supernets, scratch = sources.of_stage("supernet"), sources.of_stage("scratch")
+    for each in (sources, *sources.runs, *sources.searches):
+        for problem in each.problems:
+            print(problem, file=sys.stderr)
+    if not scratch:
+        raise _expected("a run of scratch.py", ())
+    summary = {}
+    if supernets or sources.searches:
+        summary = summarize(
+            _only("run of supernet.py", {run.path: run for run in supernets}),
+            _only("search", {search.folder: search for search in sources.searches}),
+        )
+    summary["scratch"] = compare(scratch)
     if args.json:
         print(json.dumps(summary))
         return 0
@@ -50,10 +57,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def summarize(
-    supernet: TrainingRun, search: SearchRun, scratch: TrainingRun
-) -> dict[str, dict[str, Any]]:
-    """The figures of the three stages, by name.
+def summarize(supernet: TrainingRun, search: SearchRun) -> dict[str, dict[str, Any]]:
+    """The figures of these two stages, by name.
 
     Raises:
         ConfigError: if a stage is not finished.
@@ -62,7 +67,6 @@ def summarize(
     if not ranking:
         raise ConfigError(f"{search.folder}: the search has no scored candidate yet")
     best, median = ranking[0], ranking[len(ranking) // 2]
-    choices = scratch.config.get("choices", {})
     return {
         "supernet": _last(
             supernet,
@@ -82,21 +86,50 @@ def summarize(
             "parameters of the median candidate": median.metrics["params"],
             "experiment": search.id or str(search.folder),
         },
-        "scratch": {
-            **_last(scratch, {"test top-1": "test/top1", "test top-5": "test/top5"}),
-            "choices": " ".join(map(str, choices.values())),
-        },
     }
+
+
+def compare(runs: Sequence[TrainingRun]) -> dict[str, Any]:
+    """The figures of a training from scratch, by name; of several, those of each, by its folder.
+
+    The best comes first; what held-out images say comes before what test images say.
+
+    Raises:
+        ConfigError: if one is not finished.
+        ArchitectureError: if the settings of one do not say what it trains.
+    """
+    found = []
+    for run in runs:
+        kind = run.measured.replace("-", "_")
+        names = {f"{run.measured} top-{k}": f"{kind}/top{k}" for k in (1, 5)}
+        arch = _architecture(run)
+        found.append((run, arch, _last(run, names)))
+    if len(found) == 1:
+        ((_, arch, accuracies),) = found
+        return {**accuracies, "choices": " ".join(map(str, arch.choices.values()))}
+    found.sort(key=lambda each: (each[0].measured, *(-top for top in each[2].values())))
+    return {str(run.path): {"architecture": arch.id, **top} for run, arch, top in found}
+
+
+def _architecture(run: TrainingRun) -> Architecture:
+    """What a run of scratch.py trains, as its settings say."""
+    parts = {name: run.config.get(name) for name in ("space", "options", "choices")}
+    text = json.dumps({"version": FORMAT_VERSION, **parts})
+    return parse_architecture(text, source=f"{run.path}/args.json")
 
 
 def _only(what: str, found: Mapping[Path, Source]) -> Source:
     """The one source of its kind."""
     if len(found) != 1:
-        raise ConfigError(
-            f"expected one {what}, found {', '.join(map(str, found)) or 'none'}; name a supernet's "
-            "run, a search (or its id) and a run from scratch, or one folder that holds them"
-        )
+        raise _expected(f"one {what}", found)
     return next(iter(found.values()))
+
+
+def _expected(what: str, found: Iterable[Path]) -> ConfigError:
+    return ConfigError(
+        f"expected {what}, found {', '.join(map(str, found)) or 'none'}; name a supernet's run, a "
+        "search (or its id) and runs from scratch, or these alone, or one folder that holds them"
+    )
 
 
 def _last(run: TrainingRun, names: Mapping[str, str]) -> dict[str, float]:
@@ -115,6 +148,8 @@ def _top1(entry: Entry) -> float:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "  ".join(f"{name} {_shown(each)}" for name, each in value.items())
     if isinstance(value, float) and value <= 1:
         return f"{100 * value:.2f} %"
     return f"{value:,.0f}" if isinstance(value, (int, float)) else str(value)

@@ -125,8 +125,9 @@ def _tiles(sources: Sources) -> list[Tile]:
         found += training_tiles(run)
     for search in sources.searches:
         found += search_tiles(search)
-    for run in sources.runs:
-        found += training_tiles(run) if run.stage != "supernet" else []
+    others = [run for run in sources.runs if run.stage != "supernet"]
+    for run in others:
+        found += training_tiles(run, name=run.path.name if len(others) > 1 else "")
     return found
 
 

@@ -70,6 +70,13 @@ class TrainingRun:
     problems: tuple[str, ...] = ()
 
     @property
+    def measured(self) -> str:
+        """Which images ``val/`` is of: ``held-out`` ones or ``test``; unknown: ``validation``."""
+        if "held_out" in self.config:
+            return "held-out"
+        return "test" if self.config else "validation"
+
+    @property
     def num_steps(self) -> int:
         """Steps recorded so far."""
         return max((curve.steps[-1] for curve in self.curves.values()), default=0)

@@ -37,23 +37,12 @@ class _Line:
 
 
 _LOSS = (_Line("train/loss", "training", BLUE), _Line("val/loss", "held out", ORANGE))
-_ACCURACY = {
-    "supernet": (
-        _Line("train/top1", "path of the step", BLUE),
-        _Line("val/top1", "sampled paths", ORANGE),
-    ),
-    "scratch": (
-        _Line("train/top1", "training images", BLUE),
-        _Line("val/top1", "test images", ORANGE),
-        _Line("val/top5", "test images, top-5", GREEN),
-    ),
-}
 
 
 def draw_loss(run: TrainingRun) -> Picture | None:
     """Cross-entropy over the steps; None while nothing has been recorded."""
     title = "Loss of the supernet" if run.stage == "supernet" else "Loss"
-    other = "sampled paths, held out" if run.stage == "supernet" else "test images"
+    other = "sampled paths, held out" if run.stage == "supernet" else f"{run.measured} images"
     lines = (_LOSS[0], _Line("val/loss", other, ORANGE))
 
     def fill(figure: Figure) -> None:
@@ -67,7 +56,17 @@ def draw_loss(run: TrainingRun) -> Picture | None:
 
 def draw_accuracy(run: TrainingRun) -> Picture | None:
     """Top-1 accuracy over the steps; None while nothing has been recorded."""
-    lines = _ACCURACY.get(run.stage, _ACCURACY["scratch"])
+    if run.stage == "supernet":
+        lines = (
+            _Line("train/top1", "path of the step", BLUE),
+            _Line("val/top1", "sampled paths", ORANGE),
+        )
+    else:
+        lines = (
+            _Line("train/top1", "training images", BLUE),
+            _Line("val/top1", f"{run.measured} images", ORANGE),
+            _Line("val/top5", f"{run.measured} images, top-5", GREEN),
+        )
 
     def fill(figure: Figure) -> None:
         axes = _plot(figure, run, lines)

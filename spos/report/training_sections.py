@@ -22,6 +22,10 @@ _INTROS = {
     "scratch": "The chosen architecture, trained anew on all training images.",
     "run": "",
 }
+_HELD_OUT_INTRO = (
+    "An architecture, trained anew on the training images without those held out, which measure "
+    "it, so that several can be compared without the test images."
+)
 _NOTHING_YET = "Nothing has been recorded yet: metrics.jsonl gets its first line after an epoch."
 
 
@@ -40,21 +44,25 @@ def training_section(run: TrainingRun, best: Mapping[str, float] | None = None) 
     content = [*notices(run.problems), gallery.html]
     if run.config:
         content.append(settings(run.config))
-    html = section(_TITLES[run.stage], _INTROS[run.stage], *content, source=run.path)
+    is_compared = run.stage == "scratch" and run.measured == "held-out"
+    intro = _HELD_OUT_INTRO if is_compared else _INTROS[run.stage]
+    html = section(_TITLES[run.stage], intro, *content, source=run.path)
     return Section(html, tuple(gallery.pictures))
 
 
-def training_tiles(run: TrainingRun) -> list[Tile]:
-    """What a run has come to so far."""
+def training_tiles(run: TrainingRun, *, name: str = "") -> list[Tile]:
+    """What a run has come to so far; its ``name`` tells it from others of its stage."""
     if run.stage == "supernet" and (curve := run.curves.get("val/top1")):
         return [Tile("Sampled paths", percent(curve.last), "top-1, mean")]
     if run.stage != "supernet":
-        for name, label in (
-            ("test/top1", "From scratch"),
-            ("val/top1", "From scratch so far"),
+        for metric, label, images in (
+            ("test/top1", "From scratch", "test"),
+            ("held_out/top1", "From scratch", "held-out"),
+            ("val/top1", "From scratch so far", run.measured),
         ):
-            if curve := run.curves.get(name):
-                return [Tile(label, percent(curve.last), "top-1, test images")]
+            if curve := run.curves.get(metric):
+                note = f"top-1, {images} images" + (f", {name}" if name else "")
+                return [Tile(label, percent(curve.last), note)]
     return []
 
 
@@ -86,7 +94,7 @@ def _add_paths(gallery: Gallery, run: TrainingRun, best: Mapping[str, float] | N
 
 def _loss_caption(run: TrainingRun) -> str:
     if run.stage != "supernet":
-        text = "Cross-entropy on training images (with augmentation) and on test images."
+        text = f"Cross-entropy on training images (with augmentation) and on {run.measured} images."
         return f"{text} What is beyond the axis is cut off." if is_cut_off(run) else text
     return "Cross-entropy of the step's path in training, and the mean of the validated paths."
 

@@ -96,14 +96,30 @@ def save_best(folder: Path, arch: Architecture) -> None:
 def save_round(folder: Path, number: int, architectures: Sequence[Architecture]) -> None:
     """Write the best architectures at the end of a round, best first; never half of them."""
     target = folder / "checkpoints" / f"round_{number:03d}"
-    if target.exists():
-        return
-    temporary = target.with_name(f".{target.name}.tmp")
+    if not target.exists():
+        save_ranking(target, architectures)
+
+
+def save_ranking(folder: Path, architectures: Sequence[Architecture]) -> list[Path]:
+    """Write architectures, best first, into a new or empty folder; never half of them.
+
+    Returns:
+        The files, in this order.
+
+    Raises:
+        OSError: if the folder holds something or cannot be written.
+    """
+    names = [f"{rank:02d}_{arch.id}.json" for rank, arch in enumerate(architectures, start=1)]
+    temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for rank, arch in enumerate(architectures, start=1):
-        save_architecture(temporary / f"{rank:02d}_{arch.id}.json", arch)
-    os.replace(temporary, target)
+    try:
+        temporary.mkdir(parents=True)
+        for name, arch in zip(names, architectures, strict=True):
+            save_architecture(temporary / name, arch)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return [folder / name for name in names]
 
 
 def save_front(folder: Path, architectures: Sequence[Architecture]) -> None:

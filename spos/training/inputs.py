@@ -268,7 +268,7 @@ def open_split(inputs: Inputs, *, per_class: int | None) -> Split:
         if number < wanted and rank() == 0:
             log.info(
                 "held out of each class: %d images, a fifth of the smallest, which is too small "
-                "for %d (--held-out-per-class)", number, wanted,
+                "for %d (--held-out-per-class of supernet.py)", number, wanted,
             )  # fmt: skip
     else:
         try:

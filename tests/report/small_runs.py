@@ -37,15 +37,18 @@ def write_supernet(path: Path, *, steps: int = 40, **config: Any) -> Path:
     return path
 
 
-def write_scratch(path: Path, *, steps: int = 44) -> Path:
+def write_scratch(path: Path, *, steps: int = 44, top1: float = 0.875, **config: Any) -> Path:
     """A run of scratch.py of 44 steps, eleven an epoch, as far as ``steps``."""
     path.mkdir(parents=True)
-    write_settings(path, RunSettings("scratch", {"space": SPACE, "options": OPTIONS, **RECIPE}, {}))
+    choices = {label: each[0] for label, each in SPEC.choices.items()}
+    settings = {"space": SPACE, "options": OPTIONS, "choices": choices, **RECIPE, **config}
+    write_settings(path, RunSettings("scratch", settings, {}))
     for step in range(11, steps + 1, 11):
         record(path, step, {"train/loss": 2 - step / 40, "train/top1": step / 50})
         record(path, step, {"val/top1": step / 50, "val/top5": 1.0, "val/loss": 400 / step**2})
     if steps == 44:
-        record(path, 44, {"test/top1": 0.875, "test/top5": 1.0, "test/loss": 0.3})
+        kind = "held_out" if "held_out" in config else "test"
+        record(path, 44, {f"{kind}/top1": top1, f"{kind}/top5": 1.0, f"{kind}/loss": 0.3})
     return path
 
 

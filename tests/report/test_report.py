@@ -10,11 +10,18 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from small_runs import write_all, write_experiment, write_scratch, write_state, write_supernet
+from small_runs import (
+    SPEC,
+    write_all,
+    write_experiment,
+    write_scratch,
+    write_state,
+    write_supernet,
+)
 
 from spos.__main__ import main
 from spos.architecture import parse_architecture
-from spos.errors import ConfigError
+from spos.errors import ArchitectureError, ConfigError
 from spos.files import write_json
 from spos.report.report import build_page, write_report
 from spos.report.sources import collect
@@ -24,6 +31,7 @@ FIGURES = {
     "search_params", "search_latency_ms", "search_choices", "best_architecture", "scratch_loss",
     "scratch_accuracy",
 }  # fmt: skip
+HELD_OUT = {"num_train": 100, "held_out": 10, "split": "0123456789ab"}
 EVIL = '"><script>alert(2)</script><img src=//evil.invalid/x onerror=alert(1)>$x_1$&amp;\x00é漢'
 
 
@@ -159,6 +167,21 @@ def test_middle_of_a_run_is_shown_as_far_as_it_is(tmp_path):
         assert words in text
 
 
+def test_images_that_were_held_out_are_not_called_test_images(tmp_path):
+    write_scratch(tmp_path / "begun", steps=22, **HELD_OUT)
+    write_scratch(tmp_path / "ended", **HELD_OUT)
+    page = page_of(tmp_path)
+    assert "test images" not in page.replace("without the test images", "")
+    assert "all training images" not in page
+    for name in ("begun", "ended"):
+        assert f"top-1, held-out images, {name}" in page
+    write_scratch(tmp_path / "tested")
+    (tmp_path / "begun" / "args.json").unlink()
+    page = page_of(tmp_path / "begun", tmp_path / "tested")
+    assert "top-1, validation images, begun" in page and "top-1, test images, tested" in page
+    assert "held-out images" not in page
+
+
 def test_state_that_is_not_written_yet_is_told(tmp_path):
     folder = write_experiment(tmp_path / "search")
     (folder / "checkpoint" / "search.json").unlink()
@@ -275,7 +298,8 @@ def test_page_and_summary_tell_the_same_median_of_an_even_number(tmp_path, capsy
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: write_scratch(folder / "two"), r"one run of scratch.py, found .*two"),
+        (lambda folder: write_supernet(folder / "two"), r"one run of supernet.py, found .*two"),
+        (lambda folder: shutil.rmtree(folder / "scratch"), "a run of scratch.py, found none"),
         (lambda folder: shutil.rmtree(folder / "search"), "one search, found none; name a superne"),
         (lambda folder: (folder / "scratch" / "metrics.jsonl").unlink(), "has no test/top1 yet"),
         (lambda folder: shutil.rmtree(folder), "nothing to report"),
@@ -287,6 +311,55 @@ def test_summary_of_less_or_more_than_three_stages_says_so(tmp_path, monkeypatch
     targets = ["runs"] if (tmp_path / "runs").exists() else []
     with pytest.raises(ConfigError, match=message):
         main(["summary", *targets])
+
+
+def test_summary_of_several_runs_from_scratch_lists_the_best_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    best = {label: each[1] for label, each in SPEC.choices.items()}
+    write_scratch(Path("runs/1"), top1=0.75, **HELD_OUT)
+    write_scratch(Path("runs/2"), top1=0.8125, choices=best, **HELD_OUT)
+    write_scratch(Path("runs/tested"), top1=0.875)
+    assert main(["summary", "runs", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["scratch"]
+    assert list(found) == ["runs/2", "runs/1", "runs/tested"]
+    arch_id = SPEC.architecture(best).id
+    assert found["runs/2"] == {
+        "architecture": arch_id, "held-out top-1": 0.8125, "held-out top-5": 1.0
+    }  # fmt: skip
+    assert found["runs/tested"]["test top-1"] == 0.875
+    assert main(["summary", "runs"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "scratch" and lines[2].endswith(
+        f" architecture {arch_id}  held-out top-1 81.25 %  held-out top-5 100.00 %"
+    )
+    assert lines[4].endswith("test top-1 87.50 %  test top-5 100.00 %")
+    assert main(["summary", "runs/2", "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert list(alone) == ["scratch"] and alone["scratch"]["held-out top-1"] == 0.8125
+
+
+@pytest.mark.parametrize(
+    ("config", "steps", "error", "message"),
+    [
+        (HELD_OUT, 33, ConfigError, "two: the scratch is not finished: it has no held_out/top1"),
+        ({"choices": 3}, 44, ArchitectureError, 'two/args.json: "choices" must be an object'),
+    ],
+)
+def test_run_that_cannot_be_compared_is_named(tmp_path, config, steps, error, message):
+    write_scratch(tmp_path / "one", **HELD_OUT)
+    write_scratch(tmp_path / "two", steps=steps, **config)
+    with pytest.raises(error, match=message):
+        main(["summary", str(tmp_path)])
+
+
+def test_summary_says_which_target_it_leaves_out(tmp_path, capsys):
+    write_scratch(tmp_path / "runs" / "1")
+    write_scratch(tmp_path / "runs" / "2")
+    (tmp_path / "runs" / "2" / "args.json").write_text("{")
+    (tmp_path / "empty").mkdir()
+    assert main(["summary", str(tmp_path / "runs"), str(tmp_path / "empty")]) == 0
+    said = capsys.readouterr().err
+    assert "2/args.json" in said and "empty holds no run yet" in said
 
 
 def test_command_without_anything_to_report_says_so(tmp_path, monkeypatch):

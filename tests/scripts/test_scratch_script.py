@@ -16,10 +16,12 @@ from run_contents import assert_identical, read_run
 from tiny_space import TINY, TinySpace
 
 import spos
-from spos.architecture import Architecture, parse_architecture
+from spos.__main__ import main
+from spos.architecture import Architecture, load_architecture, parse_architecture
 from spos.cost.counting import count_macs, count_params
 from spos.data.folder import scan_folder, select_images
 from spos.data.loader import build_loader
+from spos.data.split import apply_split, load_split
 from spos.errors import CheckpointError
 from spos.evaluation.accuracy import measure_accuracy
 from spos.evaluation.evaluator import ImageBatches
@@ -27,6 +29,7 @@ from spos.files import digest, read_json
 from spos.spaces import SPACES
 from spos.subnet import save_subnet
 from spos.training import parallel
+from spos.training.inputs import split_id
 
 LONG = ("--epochs", 24, "--val-every", 6)
 
@@ -175,6 +178,58 @@ def test_teacher_and_what_is_done_to_images_belong_to_the_run(workspace):
     assert refused.status == 2 and "teacher was" in refused.stderr
     plain = read_json(workspace.folder / "scratch" / "args.json")["config"]
     assert {"teacher", "teacher_weight", "temperature", "mixup", "cutout"}.isdisjoint(plain)
+
+
+def test_searched_architectures_are_compared_without_the_test_images(
+    workspace, tiny_spaces, one_thread, monkeypatch, capsys
+):
+    monkeypatch.chdir(workspace.folder)
+    for path in Path("data/val").rglob("*.jpg"):
+        path.write_bytes(b"whoever reads this fails")
+    search = str(ROOT / "tests" / "assets" / "0.1.0" / "search")
+    assert main(["search", "best", search, "--top", "2", "--output-dir", "top"]) == 0
+    best, second = map(load_architecture, sorted(Path("top").iterdir()))
+    (file,) = Path("top").glob("02_*.json")
+    words = ("--fixed-arc", file, "--epochs", 1, "--batch-size", 3, "--augmentation", "none")
+    finished = workspace.scratch("--held-out", *words, run="compared")
+    assert finished.status == 0, finished.stderr
+    assert "39 training images, 9 held-out images to measure" in finished.stderr
+    assert "held-out top-1" in finished.stderr
+    assert "test images" not in finished.stderr and "test top-1" not in finished.stderr
+    steps = read_run(Path("compared")).steps()
+    assert steps == [(13, "train"), (13, "val"), (13, "held_out")]
+    config = read_json(Path("compared/args.json"))["config"]
+    split = load_split("compared/split.json")
+    assert (config["held_out"], config["split"]) == (9, split_id(split))
+    plain = read_json(Path("scratch/args.json"))["config"]
+    assert set(config) - set(plain) == {"held_out", "split"}
+
+    network: Any = spos.load_subnet("compared/best.safetensors")
+    assert network.arch == second != best
+    training, held_out = (
+        ImageBatches(
+            build_loader(each, image_size=8, augmentation="none", batch_size=256, shuffle=False),
+            preprocessing=network.preprocessing, device=torch.device("cpu"),
+        )
+        for each in apply_split(scan_folder(Path("data/train")), split)
+    )  # fmt: skip
+    found = measure_accuracy(network, held_out, torch.device("cpu"))
+    metrics = network.arch.metrics
+    assert (metrics["held_out_top1"], metrics["held_out_top5"]) == (found.top1, found.top5)
+    assert "top1" not in metrics
+    ((images, _),) = training  # BatchNorm has seen these, and no others
+    with torch.no_grad():
+        means = network.stem[0](images).mean((0, 2, 3))
+    torch.testing.assert_close(network.stem[1].running_mean, means)
+
+    capsys.readouterr()
+    assert main(["summary", "scratch", "compared", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["scratch"]
+    assert list(listed) == ["compared", "scratch"] and "test top-1" in listed["scratch"]
+    assert listed["compared"]["architecture"] == second.id
+    assert listed["compared"]["held-out top-1"] == found.top1
+    refused = workspace.scratch(*words, run="compared")
+    assert refused.status == 2 and "held_out was 9, now None" in refused.stderr
 
 
 @pytest.mark.slow

@@ -7,8 +7,10 @@ import shlex
 import signal
 import subprocess
 import threading
+from pathlib import Path
 
 import pytest
+from forked import ROOT
 from toy_trial import toy_spec
 
 from spos.__main__ import main
@@ -26,7 +28,7 @@ from spos.search.launch import (
 )
 from spos.search.nni_server import NniServer
 from spos.search.record import Progress, read_progress
-from spos.search.results import Entry, append_entry, read_entries, save_best
+from spos.search.results import Entry, append_entry, read_entries, save_best, save_front
 from spos.search.watch import StatusLine, describe_progress, watch_experiment
 
 
@@ -170,6 +172,46 @@ def test_output_that_cannot_be_written_is_named(home):
     add_experiment(home / "nni-experiments", "x", [0.4])
     with pytest.raises(SearchError, match="where.json: cannot be written .*no folder .*no"):
         main(["search", "best", "--output", str(home / "no" / "where.json")])
+
+
+SEARCHED = ROOT / "tests" / "assets" / "0.1.0" / "search"
+
+
+def test_best_few_are_written_as_the_search_wrote_them(home, capsys):
+    (home / "top").mkdir()  # an empty folder gives way
+    words = ["search", "best", str(SEARCHED), "--top", "3", "--output-dir"]
+    assert main([*words, "top"]) == 0
+    kept = sorted((SEARCHED / "checkpoints" / "round_002").iterdir())[:3]
+    written = sorted(Path("top").iterdir())
+    assert [each.name for each in written] == [each.name for each in kept]
+    assert [each.read_bytes() for each in written] == [each.read_bytes() for each in kept]
+    assert capsys.readouterr().out.splitlines()[-3:] == [f"wrote {each}" for each in written]
+    for folder in ("top", ".", "top/" + written[0].name, "top/" + written[0].name + "/x"):
+        with pytest.raises(SearchError, match=r"--output-dir .*: .*name a new folder"):
+            main([*words, folder])
+    assert sorted(Path("top").iterdir()) == written and sorted(home.iterdir()) == [home / "top"]
+    assert main([*words, "new/top", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["best"]) == len(os.listdir("new/top")) == 3
+
+
+def test_more_than_were_evaluated_are_not_written(home):
+    add_experiment(home, "made", [0.2, 0.7, None, 0.3])
+    words = ["search", "best", "made/log", "--output-dir", "top", "--output", "best.json", "--top"]
+    with pytest.raises(SearchError, match=r"--top 4: search in made/log has only 3 candidates"):
+        main([*words, "4"])
+    assert not Path("top").exists() and not Path("best.json").exists()
+    assert main([*words, "3"]) == 0
+    assert len(os.listdir("top")) == 3 and Path("best.json").exists()
+    with pytest.raises(SystemExit):
+        main([*words, "0"])
+
+
+def test_front_has_no_best_few(home):
+    best = add_experiment(home, "made", [0.2, 0.7])
+    save_front(home / "made" / "log", [best])
+    with pytest.raises(SearchError, match=r"best score at every cost.*made/log/checkpoints/front"):
+        main(["search", "best", "made/log", "--top", "2", "--output-dir", "top"])
+    assert not Path("top").exists()
 
 
 def test_progress_says_how_far_and_how_long():
