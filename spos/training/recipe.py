@@ -182,9 +182,9 @@ PRESETS: dict[str, Preset] = {
         calibration_images=2_000,
     ),
     "digits": Preset(
-        supernet=Recipe(epochs=40, batch_size=16, lr=0.04, clip_norm=5.0, warmup_epochs=1.0),
+        supernet=Recipe(epochs=24, batch_size=16, lr=0.04, clip_norm=5.0, warmup_epochs=1.0),
         scratch=Recipe(
-            epochs=12, batch_size=32, lr=0.05, schedule="cosine", clip_norm=2.0, warmup_epochs=1.0
+            epochs=8, batch_size=32, lr=0.05, schedule="cosine", clip_norm=2.0, warmup_epochs=0.8
         ),
         augmentation="crop",
         image_size=8,  # of the digits before they were enlarged to JPEGs
