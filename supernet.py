@@ -22,13 +22,9 @@ import torch
 
 from spos.convert.start import add_weights_flags, find_start, read_supernet_start
 from spos.convert.weights import ConvertedWeights
+from spos.cost.constraints import Constraint, parse_constraint_flags, write_constraint_flag
 from spos.cost.counting import build_cost_table
-from spos.cost.table import (
-    Constraint,
-    CostTable,
-    parse_constraint_flags,
-    write_constraint_flag,
-)
+from spos.cost.table import CostTable
 from spos.data.folder import ImageSet
 from spos.data.split import apply_split, save_split
 from spos.errors import run_main

@@ -19,7 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spos.cost.table import CostTable, find_violation, parse_constraint_flags
+from spos.cost.constraints import find_violation, parse_constraint_flags
+from spos.cost.table import CostTable
 from spos.errors import ConfigError, run_main
 from spos.evaluation.client import ask_evaluator
 from spos.evaluation.settings import add_evaluation_flags, read_evaluation_flags

@@ -18,14 +18,15 @@ if TYPE_CHECKING:
         load_architecture,
         save_architecture,
     )
-    from spos.cost.table import Constraint, CostTable
+    from spos.cost.constraints import Constraint
+    from spos.cost.table import CostTable
     from spos.errors import SposError
     from spos.subnet import load_subnet
     from spos.supernet import Supernet
 
 _HOME = {
     "Architecture": "spos.architecture",
-    "Constraint": "spos.cost.table",
+    "Constraint": "spos.cost.constraints",
     "CostTable": "spos.cost.table",
     "SearchSpec": "spos.architecture",
     "SposError": "spos.errors",

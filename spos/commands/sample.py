@@ -18,7 +18,8 @@ import numpy as np
 
 from spos.architecture import Candidate
 from spos.commands import sample_networks
-from spos.cost.table import Constraint, CostTable, parse_constraint_flags
+from spos.cost.constraints import Constraint, parse_constraint_flags
+from spos.cost.table import CostTable
 from spos.errors import ConfigError
 from spos.flag_values import parse_options, positive, to_path
 from spos.training.samplers import BOXED, SAMPLERS, build_sampler

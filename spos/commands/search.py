@@ -17,7 +17,7 @@ from typing import Any
 
 from spos.architecture import Architecture, load_architecture, save_architecture
 from spos.commands import search_run
-from spos.cost.table import parse_constraint_flags, write_constraints
+from spos.cost.constraints import parse_constraint_flags, write_constraints
 from spos.errors import ConfigError, SearchError
 from spos.flag_values import positive, to_path
 from spos.search.arguments import METHODS

@@ -1,6 +1,7 @@
 """How the architectures of a space spread over several costs at once, and draws from any box of it.
 
-Imports `spos.architecture`, `spos.cost.table`, `spos.errors` and numpy; never torch.
+Imports `spos.architecture`, `spos.cost.constraints`, `spos.cost.table`, `spos.errors`
+and numpy; never torch.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from spos.architecture import Candidate, Choices
-from spos.cost.table import Constraint, CostTable, Term
+from spos.cost.constraints import Constraint
+from spos.cost.table import CostTable, Term
 from spos.errors import ConstraintError
 
 MAX_CELLS = 2**17  # 20 layers of them take 20 MB

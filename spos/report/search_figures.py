@@ -1,6 +1,6 @@
 """How a search went: its rounds, what it found at every cost, what it chose in every layer.
 
-Imports `spos.cost.table`, `spos.report`, `spos.search.results`, numpy and matplotlib.
+Imports `spos.cost.constraints`, `spos.report`, `spos.search.results`, numpy and matplotlib.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from spos.architecture import Candidate
-from spos.cost.table import Constraint
+from spos.cost.constraints import Constraint
 from spos.report.sources import SearchRun, score_of
 from spos.report.style import (
     BLUE,

@@ -1,6 +1,7 @@
 """What a report is about: training runs and searches, read as far as they have been written.
 
-Imports `spos.cost.table`, `spos.errors`, `spos.files`, `spos.search`, `spos.training.run_folder`.
+Imports `spos.cost.constraints`, `spos.errors`, `spos.files`, `spos.search`,
+`spos.training.run_folder`.
 
 A reader here never gives up on a run: what cannot be read becomes one of its ``problems``, which
 the page shows in place of what is missing.
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from spos.architecture import Architecture
-from spos.cost.table import Constraint
+from spos.cost.constraints import Constraint
 from spos.errors import ConfigError, SearchError, SposError
 from spos.files import read_journal
 from spos.search.launch import (

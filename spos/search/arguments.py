@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from spos.architecture import Candidate, SearchSpec, load_architecture
+from spos.cost.constraints import parse_constraints, parse_quantity
 from spos.cost.scores import search_score_weights
-from spos.cost.table import CostTable, parse_constraints, parse_quantity
+from spos.cost.table import CostTable
 from spos.errors import ArchitectureError, ConfigError
 from spos.search.aging import AgingEvolution
 from spos.search.evolution import Evolution

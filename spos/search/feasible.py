@@ -13,8 +13,9 @@ import numpy as np
 
 from spos.architecture import Candidate, Choices, SearchSpec
 from spos.cost.axis import CostAxis
+from spos.cost.constraints import Constraint
 from spos.cost.grid import CostGrid, FeasibleBox
-from spos.cost.table import Constraint, CostTable
+from spos.cost.table import CostTable
 from spos.errors import ConstraintError
 
 MAX_DRAWS = 10_000  # of one architecture, before it is said that there is no further one

@@ -1,6 +1,6 @@
 """What a search maximizes: the score that trials report, or a weighted sum of metrics.
 
-Imports `spos.cost.table` and `spos.errors`; never torch.
+Imports `spos.cost.constraints` and `spos.errors`; never torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from spos.cost.table import parse_quantity
+from spos.cost.constraints import parse_quantity
 from spos.errors import ConfigError, ConstraintError, SearchError
 
 DEFAULT = "default"  # the metric that a trial reports as its score, and NNI shows

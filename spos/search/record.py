@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from spos.architecture import Architecture, Choices, SearchSpec
-from spos.cost.table import Constraint, parse_constraints, write_constraints
+from spos.cost.constraints import Constraint, parse_constraints, write_constraints
 from spos.errors import ArchitectureError, SearchError
 from spos.files import read_json, write_text
 from spos.search.objective import DEFAULT, Objective

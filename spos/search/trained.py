@@ -1,13 +1,13 @@
 """The limits of a search beside its space and the paths that its supernet was trained on.
 
-Imports `spos.cost.table`, `spos.errors` and `spos.search.feasible`; never torch.
+Imports `spos.cost.constraints`, `spos.errors` and `spos.search.feasible`; never torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spos.cost.table import Constraint, write_constraint_flag
+from spos.cost.constraints import Constraint, write_constraint_flag
 from spos.errors import ConstraintError
 from spos.search.feasible import FeasibleSpace
 

@@ -1,13 +1,13 @@
 """The flags on shrinking of `supernet.py`, and the plan that they make.
 
-Imports `spos.cost.table`, `spos.errors`, `spos.training.shrinking`.
+Imports `spos.cost.constraints`, `spos.errors`, `spos.training.shrinking`.
 """
 
 from __future__ import annotations
 
 import argparse
 
-from spos.cost.table import parse_quantity
+from spos.cost.constraints import parse_quantity
 from spos.errors import ConfigError
 from spos.training.shrinking import PUBLISHED_EPOCHS, ShrinkPlan
 

@@ -11,10 +11,11 @@ from tiny_space import TINY
 from spos.__main__ import main
 from spos.architecture import Architecture, SearchSpec, load_architecture, save_architecture
 from spos.cost import fitting
+from spos.cost.constraints import Constraint, parse_constraint_flags
 from spos.cost.counting import build_cost_table
 from spos.cost.fitting import Measurement, count_numbers, fit_costs, read_measurements
 from spos.cost.prediction import Prediction
-from spos.cost.table import Constraint, CostTable, Term, parse_constraint_flags
+from spos.cost.table import CostTable, Term
 from spos.errors import ArchitectureError, ConfigError
 from spos.files import write_json
 from spos.search.arguments import ExperimentPaths, build_search

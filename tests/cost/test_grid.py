@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from spos.architecture import SearchSpec
+from spos.cost.constraints import Constraint
 from spos.cost.grid import CostGrid, FeasibleBox
-from spos.cost.table import Constraint, CostTable, Term
+from spos.cost.table import CostTable, Term
 from spos.errors import ConstraintError
 
 METRICS = ("macs", "params", "latency_ms")

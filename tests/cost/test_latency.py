@@ -10,10 +10,11 @@ from tiny_space import TINY, WIDTHS
 from torch import nn
 
 from spos.cost import latency
+from spos.cost.constraints import Constraint
 from spos.cost.counting import build_cost_table
 from spos.cost.latency import METRIC, measure_latency
 from spos.cost.prediction import Prediction
-from spos.cost.table import Constraint, CostTable
+from spos.cost.table import CostTable
 from spos.errors import ConfigError
 from spos.search.feasible import FeasibleSpace
 from spos.spaces import SPACES

@@ -6,7 +6,7 @@ import pytest
 from small_runs import SPEC, cost_table, write_supernet
 
 from spos.architecture import Architecture, load_architecture
-from spos.cost.table import Constraint
+from spos.cost.constraints import Constraint
 from spos.errors import ConfigError, ConstraintError
 from spos.report.network import list_blocks
 from spos.report.network_figures import draw_network, draw_paths, sample_paths

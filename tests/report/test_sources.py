@@ -13,7 +13,7 @@ from small_runs import (
     write_supernet,
 )
 
-from spos.cost.table import Constraint
+from spos.cost.constraints import Constraint
 from spos.errors import SearchError
 from spos.files import write_json
 from spos.report.sources import collect, read_run, read_search

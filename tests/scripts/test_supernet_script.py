@@ -20,7 +20,8 @@ from run_contents import assert_identical, read_run
 from tiny_space import TINY
 
 from spos.architecture import SearchSpec
-from spos.cost.table import Constraint, CostTable, Term, parse_constraints
+from spos.cost.constraints import Constraint, parse_constraints
+from spos.cost.table import CostTable, Term
 from spos.data.folder import scan_folder
 from spos.data.split import apply_split, load_split
 from spos.evaluation.build import open_supernet_run

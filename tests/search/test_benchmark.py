@@ -9,7 +9,7 @@ from toy_trial import toy_spec, toy_table
 
 from spos.__main__ import main
 from spos.commands.bench import SEARCHERS
-from spos.cost.table import Constraint
+from spos.cost.constraints import Constraint
 from spos.errors import ConfigError
 from spos.search.arguments import build_method
 from spos.search.benchmark import (

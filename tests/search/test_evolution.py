@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from toy_trial import toy_score, toy_spec, toy_table
 
-from spos.cost.table import Constraint
+from spos.cost.constraints import Constraint
 from spos.errors import ArchitectureError, ConfigError, SearchError
 from spos.search.evolution import Evolution
 from spos.search.feasible import FeasibleSpace

@@ -7,7 +7,8 @@ import pytest
 from toy_trial import toy_spec, toy_table
 
 from spos.architecture import SearchSpec
-from spos.cost.table import Constraint, CostTable, Term
+from spos.cost.constraints import Constraint
+from spos.cost.table import CostTable, Term
 from spos.errors import ConstraintError
 from spos.search.feasible import FeasibleSpace, check_search_space
 

@@ -16,7 +16,7 @@ from toy_trial import toy_score, toy_spec, toy_table
 
 from spos.__main__ import main
 from spos.commands import search_run
-from spos.cost.table import Constraint
+from spos.cost.constraints import Constraint
 from spos.errors import ConfigError, ConstraintError, SearchError, SposError
 from spos.files import lock_file
 from spos.search.arguments import METHODS, ExperimentPaths, build_method, build_search

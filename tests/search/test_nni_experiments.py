@@ -10,7 +10,7 @@ import pytest
 from lab import LIMIT, Lab, wait_for
 from toy_trial import toy_score, toy_spec, toy_table
 
-from spos.cost.table import Constraint
+from spos.cost.constraints import Constraint
 from spos.search.evolution import Evolution
 from spos.search.feasible import FeasibleSpace
 from spos.search.searcher import Search

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from toy_trial import toy_score, toy_spec, toy_table
 
+from spos.cost.constraints import Constraint
 from spos.cost.counting import build_cost_table
-from spos.cost.table import Constraint, CostTable, Term
+from spos.cost.table import CostTable, Term
 from spos.errors import ConfigError, ConstraintError, SearchError
 from spos.search.arguments import METHODS, build_method
 from spos.search.feasible import FeasibleSpace

@@ -3,7 +3,7 @@
 import pytest
 from toy_trial import toy_table
 
-from spos.cost.table import Constraint, parse_constraint_flags
+from spos.cost.constraints import Constraint, parse_constraint_flags
 from spos.errors import ConstraintError
 from spos.search.feasible import FeasibleSpace
 from spos.search.trained import describe_limits

@@ -11,7 +11,7 @@ from nni_double import Nni, final
 from toy_trial import toy_score, toy_spec, toy_table
 
 from spos.architecture import load_architecture
-from spos.cost.table import Constraint
+from spos.cost.constraints import Constraint
 from spos.errors import ConfigError, ConstraintError
 from spos.search import tuner as tuner_module
 from spos.search.arguments import ExperimentPaths

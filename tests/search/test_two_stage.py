@@ -4,7 +4,8 @@ import pytest
 from toy_trial import WIDTHS, toy_score, toy_spec, toy_table
 
 from spos.architecture import SearchSpec
-from spos.cost.table import Constraint, CostTable, Term
+from spos.cost.constraints import Constraint
+from spos.cost.table import CostTable, Term
 from spos.errors import ConfigError, ConstraintError
 from spos.search.feasible import FeasibleSpace
 from spos.search.searcher import Search

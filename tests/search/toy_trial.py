@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 from spos.architecture import SearchSpec
-from spos.cost.table import CostTable, Term, parse_constraint_flags
+from spos.cost.constraints import parse_constraint_flags
+from spos.cost.table import CostTable, Term
 from spos.files import read_json, write_json
 from spos.search.trial import in_trial, start_trial
 

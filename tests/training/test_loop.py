@@ -14,8 +14,8 @@ from run_contents import RunContents, assert_identical, read_run
 from tiny_space import TINY, WIDTHS
 
 from spos.architecture import Architecture
+from spos.cost.constraints import Constraint
 from spos.cost.counting import build_cost_table
-from spos.cost.table import Constraint
 from spos.data.loader import build_loader
 from spos.data.preprocessing import Preprocessing
 from spos.errors import CheckpointError

@@ -14,8 +14,8 @@ from forked import PATIENCE, run_ranks
 from tiny_space import TINY, TinySpace
 from torch import nn
 
+from spos.cost.constraints import Constraint
 from spos.cost.counting import build_cost_table
-from spos.cost.table import Constraint
 from spos.data.folder import scan_folder
 from spos.data.loader import build_loader
 from spos.data.preprocessing import Preprocessing

@@ -10,8 +10,8 @@ from tiny_space import TINY
 
 from spos.__main__ import main
 from spos.architecture import load_architecture
+from spos.cost.constraints import Constraint
 from spos.cost.counting import build_cost_table
-from spos.cost.table import Constraint
 from spos.deploy.networks import open_network
 from spos.errors import ConfigError, ConstraintError
 from spos.training.samplers.coverage import measure_coverage

@@ -16,8 +16,9 @@ import pytest
 
 from spos.architecture import SearchSpec
 from spos.cost.axis import CostAxis, table_moments
+from spos.cost.constraints import Constraint, write_constraint_flag
 from spos.cost.counting import build_cost_table
-from spos.cost.table import Constraint, CostTable, Term, write_constraint_flag
+from spos.cost.table import CostTable, Term
 from spos.errors import ConfigError, ConstraintError
 from spos.spaces.shufflenet import ShuffleNetV2Space
 from spos.training.samplers import (
@@ -307,7 +308,8 @@ def test_paths_are_equal_in_another_process_with_another_hash_seed(tmp_path):
     width_table().save(tmp_path / "cost.json")
     code = f"""
 import json
-from spos.cost.table import Constraint, CostTable
+from spos.cost.constraints import Constraint
+from spos.cost.table import CostTable
 from spos.training.samplers import BOXED, SAMPLERS, build_sampler
 from spos.training.samplers.arguments import parse_warmup
 table = CostTable.load({str(tmp_path / "cost.json")!r})

@@ -15,8 +15,9 @@ from run_contents import assert_identical, read_run
 from tiny_space import TINY, WIDTHS
 
 from spos.architecture import SearchSpec
+from spos.cost.constraints import Constraint
 from spos.cost.counting import build_cost_table
-from spos.cost.table import Constraint, CostTable
+from spos.cost.table import CostTable
 from spos.data.counter_random import counter_generator
 from spos.data.loader import build_loader
 from spos.data.preprocessing import Preprocessing

@@ -6,7 +6,8 @@ import random
 import pytest
 
 from spos.architecture import SearchSpec
-from spos.cost.table import Constraint, CostTable, Term
+from spos.cost.constraints import Constraint
+from spos.cost.table import CostTable, Term
 from spos.errors import CheckpointError
 from spos.training.samplers.strolling import NUM_LEVELS, StrollingSampler, _beyond
 

@@ -4,7 +4,8 @@ import pytest
 from test_strolling import make_table, part_of
 
 from spos.architecture import SearchSpec
-from spos.cost.table import Constraint, CostTable, Term, parse_constraint_flags
+from spos.cost.constraints import Constraint, parse_constraint_flags
+from spos.cost.table import CostTable, Term
 from spos.errors import CheckpointError, ConfigError, ConstraintError
 from spos.training.samplers import BOXED, SAMPLERS, build_sampler
 from spos.training.samplers.arguments import parse_warmup

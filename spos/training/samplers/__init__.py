@@ -1,7 +1,7 @@
 """Which path each training step trains: the samplers by name.
 
-Imports `spos.architecture`, `spos.cost.table`, `spos.errors` and the samplers beside it; never
-torch.
+Imports `spos.architecture`, `spos.cost.constraints`, `spos.cost.table`, `spos.errors` and the
+samplers beside it; never torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spos.architecture import SearchSpec
-from spos.cost.table import Constraint, CostTable, parse_constraint_flags
+from spos.cost.constraints import Constraint, parse_constraint_flags
+from spos.cost.table import CostTable
 from spos.errors import ConfigError
 from spos.training.samplers.arguments import parse_warmup
 from spos.training.samplers.constrained import ConstrainedSampler

@@ -1,6 +1,6 @@
 """The flags that say which paths a sampler draws, and what they mean.
 
-Imports `spos.cost.table`, `spos.errors`, `spos.training.samplers.warmup`; never torch.
+Imports `spos.errors` and `spos.training.samplers.warmup`; never torch.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from spos.architecture import Candidate
+from spos.cost.constraints import Constraint
 from spos.cost.grid import CostGrid, FeasibleBox
-from spos.cost.table import Constraint, CostTable
+from spos.cost.table import CostTable
 from spos.data.counter_random import counter_generator
 
 

@@ -1,6 +1,6 @@
 """How well drawn paths cover a box of MACs and parameters.
 
-Imports `spos.cost.table` and numpy; never torch.
+Imports `spos.cost.constraints`, `spos.cost.table` and numpy; never torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spos.cost.table import Constraint, CostTable
+from spos.cost.constraints import Constraint
+from spos.cost.table import CostTable
 
 AXES = ("macs", "params")
 CELLS = (14, 11)  # 10M MACs by 0.2M parameters in CanyonWind's box

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from spos.architecture import Candidate
+from spos.cost.constraints import Constraint
 from spos.cost.grid import CostGrid, FeasibleBox, Genes
-from spos.cost.table import Constraint, CostTable
+from spos.cost.table import CostTable
 from spos.data.counter_random import counter_generator
 from spos.errors import CheckpointError, ConstraintError
 

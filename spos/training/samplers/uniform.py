@@ -12,7 +12,8 @@ import numpy as np
 
 from spos.architecture import Candidate, SearchSpec
 from spos.cost.axis import CostAxis, table_moments
-from spos.cost.table import Constraint, CostTable
+from spos.cost.constraints import Constraint
+from spos.cost.table import CostTable
 from spos.data.counter_random import counter_generator
 from spos.errors import ConstraintError
 

@@ -1,7 +1,7 @@
 """Warm-up of searched widths: the first epochs train the widest ones only.
 
-Imports `spos.architecture`, `spos.cost.table`, `spos.data.counter_random`, `spos.errors`,
-`spos.training.samplers.protocol`; never torch.
+Imports `spos.architecture`, `spos.cost.constraints`, `spos.cost.table`,
+`spos.data.counter_random`, `spos.errors`, `spos.training.samplers.protocol`; never torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from spos.architecture import Candidate
-from spos.cost.table import Constraint, CostTable
+from spos.cost.constraints import Constraint
+from spos.cost.table import CostTable
 from spos.data.counter_random import counter_generator
 from spos.errors import CheckpointError, ConfigError, ConstraintError
 from spos.training.samplers.protocol import PathSampler, ResumableSampler
