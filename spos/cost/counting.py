@@ -1,71 +1,50 @@
-"""Multiply-adds and parameters: of a network, layer by layer, and of a whole space as a table.
+"""Multiply-adds and parameters: of a network, and of a whole space as a table.
 
 Imports `spos.architecture`, `spos.cost`, `spos.errors`, `spos.spaces`, `spos.supernet`.
 """
 
 from __future__ import annotations
 
-import copy
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from spos.architecture import Candidate, SearchSpec
 from spos.cost.additive import ConditionalLayer, conditional_layers, sum_layers
-from spos.cost.operations import run_on_image
+from spos.cost.operations import (
+    MULTIPLIERS,
+    Operation,
+    list_operations,
+    record_operations,
+    run_on_image,
+)
 from spos.cost.table import CostTable
 from spos.errors import ConfigError
 from spos.spaces import build_space, default_image_size
-from spos.spaces.sliced import active_tensors, own_tensors
+from spos.spaces.sliced import active_tensors
 from spos.supernet import Supernet
 
 METRICS = ("macs", "params")
 NUM_CHECKED_PATHS = 3
-
-_MULTIPLIERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-
-
-@dataclass(frozen=True)
-class LayerCost:
-    """Cost of one layer of a network.
-
-    Attributes:
-        name: the module's name in the network.
-        macs: multiply-adds of a convolution or linear layer for one image; bias, BatchNorm,
-            activations and pooling count nothing.
-        params: entries of its own parameters.
-    """
-
-    name: str
-    macs: int
-    params: int
-
-
-def count_layers(module: nn.Module, image_size: int) -> list[LayerCost]:
-    """Cost of every layer that has any, in the network's order.
-
-    Args:
-        module: a network of images (N, 3, image_size, image_size); of a supernet its active path
-            is counted. It is left as it is.
-        image_size: side of the square input image.
-
-    Raises:
-        ConfigError: if the network cannot run on such images.
-    """
-    return _count_layers(copy.deepcopy(module).eval(), image_size)
 
 
 def count_macs(module: nn.Module, image_size: int) -> int:
     """Multiply-adds of a network's convolutions and linear layers for one image.
 
     Half of what `torch.utils.flop_counter` counts in a network without other matrix products.
+
+    Args:
+        module: see `list_operations`.
+        image_size: side of the square input image.
+
+    Raises:
+        ConfigError: if the network cannot run on such images.
     """
-    return sum(layer.macs for layer in count_layers(module, image_size))
+    return sum(each.macs for each in list_operations(module, image_size))
 
 
 def count_params(module: nn.Module) -> int:
@@ -100,7 +79,7 @@ def build_cost_table(name: str, *, options: Mapping[str, Any]) -> CostTable:
     table = sum_layers(
         spec,
         layers,
-        lambda layer: _layer_cost(layer, positions.get(id(layer), 0)),
+        lambda layer: _layer_cost(layer, positions[id(layer)]),
         metrics=METRICS,
     )
     _check_classes(supernet, spec, image_size)
@@ -108,52 +87,22 @@ def build_cost_table(name: str, *, options: Mapping[str, Any]) -> CostTable:
     return table
 
 
-def _count_layers(module: nn.Module, image_size: int) -> list[LayerCost]:
-    names = {id(each): name for name, each in module.named_modules()}
-    active = module.active_modules() if isinstance(module, Supernet) else module.modules()
-    layers = [each for each in active if own_tensors(each)]
-    positions = _count_positions(module, layers, image_size)
-    costs, counted = [], set()
-    for layer in layers:
-        parameters = dict(layer.named_parameters(recurse=False))
-        shared = {name for name, each in parameters.items() if id(each) in counted}
-        counted.update(map(id, parameters.values()))
-        macs, params = _layer_cost(layer, positions.get(id(layer), 0), shared)
-        costs.append(LayerCost(names[id(layer)], macs, params))
-    return [cost for cost in costs if cost.macs or cost.params]
-
-
-def _layer_cost(layer: nn.Module, positions: int, shared: Iterable[str] = ()) -> tuple[int, int]:
-    """Cost of a layer on the active path, without the parameters that others have counted."""
+def _layer_cost(layer: nn.Module, positions: int) -> tuple[int, int]:
     tensors = active_tensors(layer)
-    own = {name for name, _ in layer.named_parameters(recurse=False)}.difference(shared)
     macs = positions * tensors["weight"].numel() if positions else 0
-    return macs, sum(tensors[name].numel() for name in own)
-
-
-def _count_positions(
-    network: nn.Module, layers: Iterable[nn.Module], image_size: int
-) -> dict[int, int]:
-    """At how many positions each convolution or linear layer applies its weight, by layer id."""
-    positions: dict[int, int] = {}
-
-    def count(layer: nn.Module, _: Any, output: Tensor) -> None:
-        width = output.shape[-1] if isinstance(layer, nn.Linear) else output.shape[1]
-        positions[id(layer)] = positions.get(id(layer), 0) + output.numel() // width
-
-    with ExitStack() as hooks:
-        for layer in layers:
-            if isinstance(layer, _MULTIPLIERS):
-                hooks.callback(layer.register_forward_hook(count).remove)
-        run_on_image(network, image_size)
-    return positions
+    return macs, sum(tensors[name].numel() for name, _ in layer.named_parameters(recurse=False))
 
 
 def _observe_positions(
     supernet: Supernet, spec: SearchSpec, layers: Sequence[ConditionalLayer], image_size: int
-) -> dict[int, int]:
-    """Positions (see `_count_positions`) of every layer, on as few paths as cover them all."""
-    positions: dict[int, int] = {}
+) -> Counter[int]:
+    """At how many positions each layer applies its weight, seen on as few paths as cover them all.
+
+    Returns:
+        A number for the id of each layer's module.
+    """
+    ids = {name: id(module) for name, module in supernet.named_modules()}
+    positions: Counter[int] = Counter()
     unseen = list(layers)
     while unseen:
         partial: dict[str, Candidate] = {}
@@ -163,10 +112,17 @@ def _observe_positions(
         supernet.activate(
             {label: partial.get(label, spec.choices[label][0]) for label in spec.choices}
         )
-        modules = [layer.module for layer in unseen if id(layer.module) in covered]
-        positions.update(_count_positions(supernet, modules, image_size))
+        for each in _multiplications(supernet, image_size):
+            if ids[each.name] in covered:
+                positions[ids[each.name]] += each.positions
         unseen = [layer for layer in unseen if id(layer.module) not in covered]
     return positions
+
+
+def _multiplications(supernet: Supernet, image_size: int) -> list[Operation]:
+    """The operations of the active path that have multiply-adds."""
+    layers = [each for each in supernet.active_modules() if isinstance(each, MULTIPLIERS)]
+    return record_operations(supernet, layers, image_size)
 
 
 def _make_active(layer: ConditionalLayer, partial: dict[str, Candidate]) -> bool:
@@ -194,6 +150,16 @@ def _check_classes(supernet: Supernet, spec: SearchSpec, image_size: int) -> Non
         )
 
 
+def _count_active_params(supernet: Supernet) -> int:
+    """Entries of the active path's parameters, those of layers that never run included."""
+    sizes: dict[int, int] = {}  # by the parameter's id: layers may share one
+    for module in supernet.active_modules():
+        tensors = active_tensors(module)
+        for name, parameter in module.named_parameters(recurse=False):
+            sizes.setdefault(id(parameter), tensors[name].numel())
+    return sum(sizes.values())
+
+
 def _check_table(table: CostTable, supernet: Supernet, image_size: int) -> None:
     """Compare the table with direct counts of a few paths, which hold every candidate."""
     generator, known = random.Random(0), table.spec.choices
@@ -202,8 +168,8 @@ def _check_table(table: CostTable, supernet: Supernet, image_size: int) -> None:
     for number in range(max(longest, NUM_CHECKED_PATHS)):
         choices = {label: each[number % len(each)] for label, each in orders.items()}
         supernet.activate(choices)
-        layers = _count_layers(supernet, image_size)
-        counted = sum(each.macs for each in layers), sum(each.params for each in layers)
+        macs = sum(each.macs for each in _multiplications(supernet, image_size))
+        counted = macs, _count_active_params(supernet)
         if counted != tuple(table.cost(choices, metric) for metric in METRICS):
             raise ConfigError(
                 f"{table.spec.space}: costs are not additive in this space: the size of the maps "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +34,7 @@ KINDS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
     ("pool", (nn.AvgPool2d,)),
     ("shuffle", (TwoBranchBlock,)),
 )
+MULTIPLIERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # what has multiply-adds
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Operation:
         groups: of a convolution; else 1.
         tensors: entries of its parameters that no operation before it has brought, by name.
         weights: entries of its weight, 0 without one.
+        positions: at how many a convolution or linear layer applies its weight; else 0.
         has_bias: whether a convolution or linear layer adds one.
         is_affine: whether a BatchNorm has weight and bias.
     """
@@ -61,6 +63,7 @@ class Operation:
     groups: int = 1
     tensors: Mapping[str, int] = field(default_factory=dict)
     weights: int = 0
+    positions: int = 0
     has_bias: bool = False
     is_affine: bool = False
 
@@ -83,9 +86,7 @@ class Operation:
     @property
     def macs(self) -> int:
         """Multiply-adds of a convolution or linear layer; 0 of anything else."""
-        if self.kind not in ("conv", "linear"):
-            return 0
-        return self.weights * (self.outputs // self.channels)
+        return self.weights * self.positions
 
     @property
     def params(self) -> int:
@@ -109,12 +110,19 @@ def list_operations(network: nn.Module, image_size: int) -> list[Operation]:
         ConfigError: if the network cannot run on such images.
     """
     network = copy.deepcopy(network).eval()
-    names = {id(module): name for name, module in network.named_modules()}
     active = network.active_modules() if isinstance(network, Supernet) else network.modules()
+    return record_operations(network, active, image_size)
+
+
+def record_operations(
+    network: nn.Module, modules: Iterable[nn.Module], image_size: int
+) -> list[Operation]:
+    """What `list_operations` says of some modules of a network that is in evaluation mode."""
+    names = {id(module): name for name, module in network.named_modules()}
     operations: list[Operation] = []
     seen: set[int] = set()
     with ExitStack() as hooks:
-        for module in active:
+        for module in modules:
             kind = _kind(module)
             if kind is None:
                 continue
@@ -171,6 +179,7 @@ def _recorder(
                 groups=_groups(module, used),
                 tensors=fresh,
                 weights=used["weight"].numel() if "weight" in used else 0,
+                positions=_positions(module, output),
                 has_bias="bias" in own and kind in ("conv", "linear"),
                 is_affine=kind == "batchnorm" and "weight" in own,
             )
@@ -197,6 +206,12 @@ def _kernel(module: Any, kind: str, x: Tensor, output: Tensor) -> int:
     if kind == "pool":
         return module.kernel_size if isinstance(module.kernel_size, int) else module.kernel_size[0]
     return 1
+
+
+def _positions(module: nn.Module, output: Tensor) -> int:
+    if not isinstance(module, MULTIPLIERS):
+        return 0
+    return output.numel() // output.shape[-1 if isinstance(module, nn.Linear) else 1]
 
 
 def _groups(module: Any, used: Mapping[str, Tensor]) -> int:

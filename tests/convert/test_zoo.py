@@ -10,7 +10,7 @@ import torch
 from spos.__main__ import main
 from spos.convert.architectures import read_architecture
 from spos.convert.zoo import ZOO, zoo_architecture
-from spos.cost.counting import count_layers
+from spos.cost.operations import list_operations
 from spos.spaces import build_subnet, space_spec
 
 
@@ -19,7 +19,7 @@ def test_counts_are_true(name):
     arch = read_architecture(f"zoo:{name}")
     space_spec(arch.space, options=arch.options).check_architecture(arch)
     with torch.device("meta"):
-        layers = count_layers(build_subnet(arch), 224)
+        layers = list_operations(build_subnet(arch), 224)
     assert sum(layer.macs for layer in layers) == ZOO[name].macs == arch.metrics["macs"]
     assert sum(layer.params for layer in layers) == ZOO[name].params == arch.metrics["params"]
 

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spos.architecture import load_architecture
-from spos.cost.counting import build_cost_table, count_layers, count_macs, count_params
+from spos.cost.counting import build_cost_table, count_macs, count_params
+from spos.cost.operations import list_operations
 from spos.cost.table import CostTable
 from spos.errors import ConfigError
 from spos.spaces import SPACES, build_space, build_subnet, space_spec
@@ -142,10 +143,10 @@ def test_table_holds_for_small_images(options):
     assert table.cost(arch.choices, "params") == count_params(network)
 
 
-def test_layers_are_listed_with_their_names():
+def test_operations_are_listed_with_their_costs():
     spec = space_spec("shufflenetv2", options=SMALL)
     network = build_subnet(spec.architecture(dict.fromkeys(spec.choices, "k5")))
-    layers = count_layers(network, 32)
+    layers = [each for each in list_operations(network, 32) if each.params]
     assert layers[0].name == "first_conv.0"
     assert (layers[0].macs, layers[0].params) == (32 * 32 * 432, 432)
     assert (layers[1].name, layers[1].macs, layers[1].params) == ("first_conv.1", 0, 32)
@@ -159,10 +160,10 @@ def test_active_path_counts_as_its_subnet():
     choices = draw(supernet.spec_choices, random.Random(2))
     supernet.activate(choices)
     state = {key: value.clone() for key, value in supernet.state_dict().items()}
-    layers = count_layers(supernet, 32)
+    layers = list_operations(supernet, 32)
     assert supernet.training
     assert all(torch.equal(value, state[key]) for key, value in supernet.state_dict().items())
-    expected = count_layers(supernet.extract(choices), 32)
+    expected = list_operations(supernet.extract(choices), 32)
     assert [(each.macs, each.params) for each in layers] == [
         (each.macs, each.params) for each in expected
     ]
@@ -308,3 +309,30 @@ def test_networks_of_other_types_are_counted_too(dtype, request):
     network = network.to(dtype)
     assert count_macs(network, 64) == count_macs(network.float(), 64)
     assert next(network.parameters()).dtype == torch.float32
+
+
+class _Odd(ModelSpace):
+    """A layer that no image reaches, and one that sees each pixel as an image of its own."""
+
+    def __init__(self, num_classes: int = 2) -> None:
+        super().__init__()
+        self.idle = nn.Linear(5, 5)
+        self.first = LayerChoice({"on": nn.Conv2d(3, 3, 1), "off": nn.Identity()}, label="first")
+        self.pixel = nn.Linear(3, 3)
+        self.head = nn.Linear(3, num_classes)
+
+    def forward(self, x):
+        pixels = self.first(x).permute(0, 2, 3, 1).flatten(0, 2)
+        return self.head(self.pixel(pixels).unflatten(0, (len(x), -1)).mean(1))
+
+
+def test_odd_layers_are_counted_as_they_run(own_spaces):
+    own_spaces["odd"] = _Odd
+    table = build_cost_table("odd", options={"image_size": 4, "num_classes": 2})
+    assert table.fixed == {"macs": 16 * 9 + 6, "params": 30 + 12 + 8}
+    for candidate in ("on", "off"):
+        subnet = Supernet(_Odd()).extract({"first": candidate})
+        assert table.costs({"first": candidate}) == {
+            "macs": count_macs(subnet, 4),
+            "params": count_params(subnet),
+        }
