@@ -34,7 +34,9 @@ KINDS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
     ("pool", (nn.AvgPool2d,)),
     ("shuffle", (TwoBranchBlock,)),
 )
-MULTIPLIERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # what has multiply-adds
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# What has multiply-adds.
+MULTIPLIERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED, nn.Linear)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Operation:
 
     Attributes:
         name: the module's name in the network.
-        kind: one of `KINDS`, or ``other`` for a layer with parameters that is none of them.
+        kind: one of `KINDS`, or ``other`` for a layer with parameters that is none of them, such as
+            a transposed convolution.
         input_shape: of one image's features: (C, H, W), or (C,).
         output_shape: the same, of its result.
         kernel: side of a convolution's kernel, or of the window that is averaged; else 1.
@@ -179,7 +182,7 @@ def _recorder(
                 groups=_groups(module, used),
                 tensors=fresh,
                 weights=used["weight"].numel() if "weight" in used else 0,
-                positions=_positions(module, output),
+                positions=_positions(module, inputs[0], output),
                 has_bias="bias" in own and kind in ("conv", "linear"),
                 is_affine=kind == "batchnorm" and "weight" in own,
             )
@@ -208,9 +211,11 @@ def _kernel(module: Any, kind: str, x: Tensor, output: Tensor) -> int:
     return 1
 
 
-def _positions(module: nn.Module, output: Tensor) -> int:
+def _positions(module: nn.Module, x: Tensor, output: Tensor) -> int:
     if not isinstance(module, MULTIPLIERS):
         return 0
+    if isinstance(module, _TRANSPOSED):  # each position of its input meets the whole weight
+        return x.numel() // x.shape[1]
     return output.numel() // output.shape[-1 if isinstance(module, nn.Linear) else 1]
 
 

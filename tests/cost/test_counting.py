@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from spos.architecture import load_architecture
+from spos.cost.conventions import count
 from spos.cost.counting import build_cost_table, count_macs, count_params
 from spos.cost.operations import list_operations
 from spos.cost.table import CostTable
@@ -336,3 +337,32 @@ def test_odd_layers_are_counted_as_they_run(own_spaces):
             "macs": count_macs(subnet, 4),
             "params": count_params(subnet),
         }
+
+
+class _Upwards(ModelSpace):
+    """Transposed convolutions: with a stride, groups and padding, and in one dimension."""
+
+    def __init__(self, num_classes: int = 2) -> None:
+        super().__init__()
+        up = nn.ConvTranspose2d(6, 4, 4, stride=2, padding=1, groups=2)
+        self.up = nn.Sequential(nn.Conv2d(3, 6, 1), up)
+        self.row = LayerChoice({"on": nn.ConvTranspose1d(4, 4, 3), "off": nn.Identity()}, label="r")
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, x):
+        return self.head(self.row(self.up(x).flatten(2)).mean(2))
+
+
+def test_transposed_convolutions_are_counted(own_spaces):
+    own_spaces["upwards"] = _Upwards
+    table = build_cost_table("upwards", options={"image_size": 5, "num_classes": 2})
+    assert table.fixed["macs"] == 25 * 18 + 25 * 4 * 4 * 6 * 4 // 2 + 8  # input positions
+    (term,) = table.terms
+    assert term.costs["macs"] == (100 * 4 * 4 * 3, 0)
+    for candidate in ("on", "off"):
+        subnet = Supernet(_Upwards()).extract({"r": candidate}).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            subnet(torch.zeros(1, 3, 5, 5))
+        assert counter.get_total_flops() == 2 * table.cost({"r": candidate})
+    with pytest.raises(ConfigError, match="'nni' has no rule for the layer up.1"):
+        count(list_operations(subnet, 5), "nni")
