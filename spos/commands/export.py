@@ -109,12 +109,12 @@ class _Made:
 def _make_onnx(args: argparse.Namespace, network: Any) -> _Made:
     import torch
 
-    from spos.deploy.folding import fold_batchnorm
     from spos.deploy.images import load_calibration_images, load_test_images, open_images
     from spos.deploy.networks import OnnxNetwork, compare_networks
     from spos.deploy.onnx_export import export_onnx, require_onnx
     from spos.deploy.permutation import shuffle_by_convolution
     from spos.evaluation.accuracy import measure_accuracy
+    from spos.folding import fold_batchnorm
 
     require_onnx()
     cpu = torch.device("cpu")

@@ -1,6 +1,6 @@
 """Measured latency of every candidate of a space, as a further metric of its cost table.
 
-Imports `spos.architecture`, `spos.cost`, `spos.deploy.folding`, `spos.errors`, `spos.spaces`,
+Imports `spos.architecture`, `spos.cost`, `spos.errors`, `spos.folding`, `spos.spaces`,
 `spos.supernet` and torch.
 
 Candidates are timed where they will run: in whole subnets as they are deployed (extracted,
@@ -33,8 +33,8 @@ from spos.architecture import Candidate, Choices, SearchSpec
 from spos.cost.additive import Key, conditional_layers
 from spos.cost.prediction import Prediction
 from spos.cost.table import CostTable, Term
-from spos.deploy.folding import fold_batchnorm
 from spos.errors import ConfigError, is_out_of_memory
+from spos.folding import fold_batchnorm
 from spos.spaces import build_space, default_image_size
 from spos.spaces.sharing import Choice
 from spos.spaces.sliced import own_tensors

@@ -1,10 +1,10 @@
 """BatchNorm as part of the convolution before it, for as long as a candidate is measured.
 
-Imports `spos.deploy.folding` and torch.
+Imports `spos.folding` and torch.
 
 In evaluation mode a BatchNorm is a scale and a shift of each channel, which the weights of the
-convolution can do: one pass less over the activations. `spos.deploy.folding` makes a
-copy that stays so; here the supernet is itself again afterwards.
+convolution can do: one pass less over the activations. `spos.folding` makes a copy that stays so;
+here the supernet is itself again afterwards.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from spos.deploy.folding import fold_weights
+from spos.folding import fold_weights
 
 Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
 

@@ -16,8 +16,8 @@ from spos.__main__ import main
 from spos.architecture import Architecture, save_architecture
 from spos.data.digits import prepare_digits
 from spos.data.preprocessing import Preprocessing
-from spos.deploy.folding import fold_batchnorm
 from spos.deploy.onnx_export import export_onnx
+from spos.folding import fold_batchnorm
 from spos.spaces import SPACES, build_subnet
 
 CHOICES = {f"layer_{n}": "mb3_k3" if n in (1, 3, 6) else "identity" for n in range(1, 9)}

@@ -10,8 +10,8 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from spos.deploy.backbone import FeatureBackbone
-from spos.deploy.folding import fold_batchnorm
 from spos.errors import ConfigError
+from spos.folding import fold_batchnorm
 
 pytestmark = pytest.mark.usefixtures("one_thread", "tiny_spaces")
 

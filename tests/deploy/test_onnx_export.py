@@ -7,11 +7,11 @@ from subnets import random_subnet
 from spos.__main__ import main
 from spos.data.folder import open_data
 from spos.data.preprocessing import Preprocessing
-from spos.deploy.folding import fold_batchnorm
 from spos.deploy.images import load_test_images
 from spos.deploy.int8 import count_int8_convolutions
 from spos.deploy.networks import OnnxNetwork, compare_networks, open_network
 from spos.deploy.onnx_export import export_onnx
+from spos.folding import fold_batchnorm
 from spos.subnet import save_subnet
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

@@ -6,9 +6,9 @@ from subnets import random_subnet
 from tiny_space import TINY
 from torch import nn
 
-from spos.deploy.folding import fold_batchnorm
 from spos.deploy.permutation import shuffle_by_convolution
 from spos.errors import ConfigError
+from spos.folding import fold_batchnorm
 from spos.spaces.blocks import LAYOUTS
 
 pytestmark = pytest.mark.usefixtures("one_thread", "tiny_spaces")

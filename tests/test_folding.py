@@ -6,8 +6,8 @@ from subnets import random_subnet, trained_like
 from tiny_space import TINY, WIDTHS
 from torch import nn
 
-from spos.deploy.folding import fold_batchnorm
 from spos.errors import ConfigError
+from spos.folding import fold_batchnorm
 
 pytestmark = pytest.mark.usefixtures("one_thread", "tiny_spaces")
 
