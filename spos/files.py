@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from spos.errors import SposError
+from spos.errors import ConfigError, SposError
 
 MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_DEPTH = 100  # Python's own limit differs by version and by who calls
@@ -47,6 +47,21 @@ def open_atomic(path: Path | str) -> Iterator[IO[bytes]]:
             problem.filename, problem.filename2 = str(path), None
         raise
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def writing(path: Path | str, *, advice: str = "") -> Iterator[None]:
+    """Make of an OSError of the block a ConfigError that names ``path``.
+
+    Args:
+        path: what is written, as the user gave it.
+        advice: ends the message, such as "; name another --output".
+    """
+    try:
+        yield
+    except OSError as problem:
+        reason = problem.strerror or problem
+        raise ConfigError(f"{path}: cannot be written ({reason}){advice}") from None
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -6,13 +6,11 @@ Imports `spos.convert` and `spos.errors`; torch only with a file of weights or a
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spos.errors import ConfigError
-from spos.files import write_text
+from spos.files import write_text, writing
 from spos.flag_values import parse_options, to_path
 
 if TYPE_CHECKING:
@@ -112,7 +110,7 @@ def _convert_weights(args: argparse.Namespace, options: dict[str, Any]) -> None:
     found = read_weights(args.input, space=args.space, options=options, arch=arch)
     kind = _describe(found.arch) if found.arch else f"a supernet of {found.space}"
     if format in WEIGHT_FORMATS:
-        with _writing(args.output):
+        with writing(args.output):
             write_weights(args.output, found, format, preprocessing=args.preprocessing)
     elif found.arch is None or format not in ARCHITECTURE_FORMATS:
         raise ConfigError(
@@ -162,16 +160,8 @@ def _write_architecture(path: Path, arch: Architecture, format: str) -> None:
             f"--to {format}: an architecture can be written as {', '.join(ARCHITECTURE_FORMATS)}"
         )
     text = write_architecture(arch, format)
-    with _writing(path):
+    with writing(path):
         write_text(path, text)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as problem:
-        raise ConfigError(f"{path}: cannot be written ({problem.strerror})") from None
 
 
 def _describe(arch: Architecture) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from spos.commands import cost_fit, cost_latency
 from spos.cost.table import CostTable
 from spos.errors import ConfigError
+from spos.files import writing
 from spos.flag_values import parse_options, to_path
 
 if TYPE_CHECKING:
@@ -177,12 +178,8 @@ def _save(table: CostTable, path: Path) -> None:
                 f"{path}: holds the measured {', '.join(lost)} of another space or other options, "
                 "which would be lost; name another --table"
             )
-    try:
+    with writing(path, advice="; name another --table"):
         table.save(path)
-    except OSError as problem:
-        raise ConfigError(
-            f"{path}: cannot be written ({problem.strerror}); name another --table"
-        ) from None
 
 
 def _count(operations: list[Operation], convention: str) -> tuple[dict[str, Any], str]:

@@ -1,6 +1,7 @@
 """`python -m spos cost SPACE --latency`: how long every candidate of a search space takes.
 
-Imports `spos.cost`, `spos.errors`; `spos.convert`, `spos.training` and torch when it runs.
+Imports `spos.cost`, `spos.errors`, `spos.files`; `spos.convert`, `spos.training` and torch when it
+runs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from spos.cost.table import CostTable
 from spos.errors import ConfigError
+from spos.files import writing
 
 if TYPE_CHECKING:
     from spos.cost.prediction import Prediction
@@ -94,12 +96,8 @@ def save_measured(table: CostTable, metric: str, path: Path) -> None:
         table = CostTable.load(path).with_measured(table)
     if metric not in table.metrics:
         raise ConfigError(f"{path}: has become another table meanwhile; repeat the command")
-    try:
+    with writing(path, advice="; name another --table"):
         table.save(path)
-    except OSError as problem:
-        raise ConfigError(
-            f"{path}: cannot be written ({problem.strerror}); name another --table"
-        ) from None
 
 
 def table_value(table: CostTable, metric: str) -> dict[str, Any]:

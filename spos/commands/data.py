@@ -1,6 +1,6 @@
 """`python -m spos data`: make data sets of own images, CIFAR and the digits, split and check them.
 
-Imports only `spos.data` and `spos.errors`; never torch, so that it starts at once.
+Imports only `spos.data`, `spos.errors` and `spos.files`; never torch, so that it starts at once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from spos.errors import ConfigError
+from spos.files import writing
 from spos.flag_values import to_path
 
 if TYPE_CHECKING:
@@ -115,12 +116,8 @@ def _run_split(arguments: argparse.Namespace) -> int:
         per_class = default_per_class(train)
     split = make_split(train, per_class=per_class, seed=arguments.seed)
     output = arguments.output or arguments.dir / SPLIT_FILE
-    try:
+    with writing(output, advice="; name another --output"):
         save_split(output, split)
-    except OSError as problem:
-        raise ConfigError(
-            f"{output}: cannot be written ({problem.strerror}); name another --output"
-        ) from None
     left, note = len(train) - len(split.held_out), ""
     if arguments.per_class is None and per_class < DEFAULT_PER_CLASS:
         note = f" ({per_class} of each class, a fifth of the smallest)"

@@ -1,6 +1,6 @@
 """`python -m spos export`: a trained subnet as ONNX, as int8, as a folder to hand over.
 
-Imports `spos.deploy`, `spos.errors`, `spos.evaluation`, `spos.files` and torch when it runs.
+Imports `spos.errors` and `spos.files`; `spos.deploy`, `spos.evaluation` and torch when it runs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from spos.errors import ConfigError
+from spos.files import open_atomic, writing
 from spos.flag_values import positive, to_path
 
 FOLDED_TOLERANCE = 1e-5
@@ -241,13 +242,8 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
 
 def _write(path: Path, model: bytes) -> None:
-    from spos.files import open_atomic
-
-    try:
-        with open_atomic(path) as file:
-            file.write(model)
-    except OSError as problem:
-        raise ConfigError(f"{path}: cannot be written ({problem.strerror})") from None
+    with writing(path), open_atomic(path) as file:
+        file.write(model)
 
 
 def _mib(model: bytes) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from spos.errors import ConfigError
-from spos.files import parse_json, write_json, write_text
+from spos.files import parse_json, write_json, write_text, writing
 from spos.subnet import FOLDER_CONFIG, FOLDER_FORMAT, FOLDER_WEIGHTS, save_subnet
 
 CARD = "README.md"
@@ -42,16 +42,15 @@ def write_folder(path: Path | str, network: Any, *, metrics: Mapping[str, float]
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        save_subnet(
-            temporary / FOLDER_WEIGHTS, network, network.arch,
-            preprocessing=network.preprocessing.name, classes=network.classes,
-        )  # fmt: skip
-        write_json(temporary / FOLDER_CONFIG, config)
-        write_text(temporary / CARD, _card(path.name, config))
-        os.replace(temporary, path)  # an empty folder gives way
-    except OSError as problem:
-        raise ConfigError(f"{path}: cannot be written ({problem.strerror})") from None
+        with writing(path):
+            temporary.mkdir(parents=True)
+            save_subnet(
+                temporary / FOLDER_WEIGHTS, network, network.arch,
+                preprocessing=network.preprocessing.name, classes=network.classes,
+            )  # fmt: skip
+            write_json(temporary / FOLDER_CONFIG, config)
+            write_text(temporary / CARD, _card(path.name, config))
+            os.replace(temporary, path)  # an empty folder gives way
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(temporary)
@@ -61,10 +60,8 @@ def check_folder_free(path: Path) -> None:
     """Raise a ConfigError if ``path`` is a file, or `.`, or a folder that holds something."""
     if not path.name:  # `.`, which cannot give way to the folder that is written beside it
         raise ConfigError(f"--hub-dir {path}: name a new folder, such as my-net")
-    try:
+    with writing(path):
         is_free = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    except OSError as problem:
-        raise ConfigError(f"{path}: cannot be written ({problem.strerror})") from None
     if not is_free:
         raise ConfigError(f"{path}: is there already; remove it or name another folder")
 

@@ -6,13 +6,9 @@ onnxruntime when it quantises.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from spos.deploy.networks import open_session
-from spos.deploy.onnx_export import INPUT, WEIGHTED, require_onnx
+from spos.deploy.onnx_export import INPUT, WEIGHTED, quietly, require_onnx
 from spos.errors import ConfigError, DataError
 
 CALIBRATIONS = {
@@ -73,7 +69,7 @@ def quantize(model: bytes, batches: Sequence[Tensor], settings: Quantization) ->
     parsed = onnx.load_model_from_string(model)
     _check_images(parsed, batches)
     excluded = _find_layers(parsed, settings.float_layers)
-    with tempfile.TemporaryDirectory(prefix="spos-int8-") as folder, _quietly():
+    with tempfile.TemporaryDirectory(prefix="spos-int8-") as folder, quietly():
         quantized = _run_quantizer(parsed, batches, settings, excluded, Path(folder))
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(parsed.metadata_props)
@@ -160,7 +156,7 @@ def count_int8_convolutions(model: bytes, *, source: str) -> tuple[int, int]:
         # Not all optimisations: those above depend on the processor and rename convolutions.
         level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         options.graph_optimization_level = level
-        with _quietly():
+        with quietly():
             open_session(model, source=source, options=options)
         kinds = [node.op_type for node in onnx.load_model(path).graph.node]
     num_int8 = sum(kinds.count(kind) for kind in ("QLinearConv", "ConvInteger"))
@@ -194,16 +190,3 @@ def _find_layers(model: Any, names: Sequence[str]) -> list[str]:
             )
         found += inside
     return found
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without ONNX Runtime's remarks on files that are ours and temporary; it prints some."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import json
 import logging
 import warnings
@@ -56,7 +57,7 @@ def export_onnx(
     require_onnx()
     # Two images: torch.export takes a batch of one for a constant.
     images = torch.zeros(2, 3, image_size, image_size)
-    with _quietly():
+    with quietly(), torch.no_grad():
         program: Any = torch.onnx.export(
             network.eval(),
             (images,),
@@ -100,12 +101,15 @@ def weight_names(node: Any) -> list[str]:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the exporter's remarks on its own future, and on our dynamic batch."""
+def quietly() -> Iterator[None]:
+    """Without the remarks of the exporter and of ONNX Runtime, some of which are printed.
+
+    They are on the exporter's own future, our dynamic batch, and files that are temporary.
+    """
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,6 +1,6 @@
 """A report from its sources to its files: one HTML page that needs nothing else, and PNGs.
 
-Imports `spos.errors`, `spos.files` and `spos.report`.
+Imports `spos.files` and `spos.report`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from datetime import datetime, timezone
 from importlib import resources
 from pathlib import Path
 
-from spos.errors import ConfigError
-from spos.files import write_text
+from spos.files import write_text, writing
 from spos.report.markup import Html, element, join, page
 from spos.report.parts import Section, Tile, notices, tiles
 from spos.report.search_sections import describe_search, search_sections, search_tiles
@@ -37,16 +36,11 @@ def write_report(sources: Sources, folder: Path) -> list[Path]:
         ConfigError: if the folder cannot be written.
     """
     html, pictures = build_page(sources)
-    try:
+    with writing(folder, advice="; give another --output-dir"):
         folder.mkdir(parents=True, exist_ok=True)
         files = [folder / PAGE]
         write_text(files[0], html)
         files += [picture.save(folder) for picture in pictures]
-    except OSError as problem:
-        raise ConfigError(
-            f"{folder}: cannot be written ({problem.strerror or problem}); give another "
-            "--output-dir"
-        ) from None
     return files
 
 

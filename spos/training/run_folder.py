@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,11 +30,13 @@ from spos.files import (
     read_json,
     write_journal,
     write_json,
+    writing,
 )
 
 FORMAT_VERSION = 1
 PREPARED = ("cost.json",)  # may be there before the run: costs measured for its paths
 PACKAGES = ("spos", "torch", "torchvision", "nni", "numpy", "nvidia-dali-cuda130")
+MAKE_ROOM = "; make room and repeat the command"
 # Settings that tell the names of its images, which older runs do not have.
 NAMES = {"train_names": "training images", "test_names": "test images"}
 
@@ -76,14 +78,10 @@ class RunFolder:
         self._recorded: set[tuple] = set()
         self._handler: logging.Handler | None = None
         self._until_close = contextlib.ExitStack()
-        try:
+        with writing(f"--run-dir {self.path}"):
             self._check_ours()
             if is_writer:
                 self._open()
-        except OSError as problem:
-            raise ConfigError(
-                f"--run-dir {self.path}: cannot be written ({problem.strerror})"
-            ) from None
 
     def start_metrics(self, step: int) -> None:
         """Begin to record from ``step`` on; what a killed run recorded beyond it is dropped.
@@ -99,13 +97,13 @@ class RunFolder:
         entries = read_journal(path, error=ConfigError)
         kept = [entry for entry in entries if entry["step"] <= step]
         if len(kept) != len(entries):
-            with _writing(path):
+            with writing(path, advice=MAKE_ROOM):
                 write_journal(path, kept)
         self._recorded = {_identity(entry) for entry in kept}
         show = threading.excepthook
         self._until_close.callback(setattr, threading, "excepthook", show)
         threading.excepthook = lambda arguments: _is_of_board(arguments) or show(arguments)
-        with _writing(self.path / "tb"):
+        with writing(self.path / "tb", advice=MAKE_ROOM):
             self._board = SummaryWriter(str(self.path / "tb"), purge_step=step + 1)
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -124,10 +122,10 @@ class RunFolder:
         if _identity(entry) in self._recorded:
             return
         path = self.path / "metrics.jsonl"
-        with _writing(path):
+        with writing(path, advice=MAKE_ROOM):
             append_journal(path, entry)
         if self._board:
-            with _writing(self.path / "tb"):
+            with writing(self.path / "tb", advice=MAKE_ROOM):
                 for name, value in metrics.items():
                     self._board.add_scalar(name, value, step)
                 self._board.flush()  # a kill would lose up to two minutes
@@ -172,16 +170,6 @@ class RunFolder:
         logging.getLogger("spos").addHandler(self._handler)
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as problem:
-        raise ConfigError(
-            f"{path}: cannot be written ({problem.strerror}); make room and repeat the command"
-        ) from None
-
-
 def _open_log(path: Path) -> logging.Handler:
     """A handler whose errors end the run; `logging` would print a traceback and go on."""
     # Names of files in it need not be UTF-8.
@@ -189,7 +177,7 @@ def _open_log(path: Path) -> logging.Handler:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
     def fail(record: logging.LogRecord) -> None:
-        with _writing(path):
+        with writing(path, advice=MAKE_ROOM):
             raise  # what `emit` has caught
 
     handler.handleError = fail
