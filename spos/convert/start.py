@@ -23,7 +23,7 @@ from spos.files import digest
 from spos.flag_values import to_path
 from spos.supernet import Supernet
 from spos.training.checkpoint import latest_checkpoint, load_weights_into
-from spos.training.inputs import Inputs
+from spos.training.inputs import Inputs, check_classes, check_preprocessing
 from spos.training.parallel import rank
 
 _FREE = {"image_size", "num_classes", "dropout"}  # options that may differ from the weights' own
@@ -133,35 +133,15 @@ def _read(
     found = read_weights(start.path, space=space, options=others, arch=arch, is_part=True)
     found.network.float()
     expected = found.said.get("preprocessing", start.preprocessing)
-    if expected != start.preprocessing:
-        word = "give" if expected == "spos" else "leave out"
-        raise CheckpointError(
-            f"{source}: its network expects images with {expected!r} preprocessing, not with "
-            f"{start.preprocessing!r}; {word} --spos-preprocessing"
-        )
+    check_preprocessing(expected, start.preprocessing, source=f"{source}: its network")
     if start.head_seed is not None:
         return _replace_head(found, options["num_classes"], seed=start.head_seed, source=source)
-    _check_classes(found, options["num_classes"], start.classes, source)
-    return found
-
-
-def _check_classes(
-    found: ConvertedWeights, number: int, classes: Sequence[str], source: str
-) -> None:
-    own = found.options["num_classes"]
-    advice = "--reset-head begins with a new last layer"
-    if number != own:
-        raise CheckpointError(
-            f"{source}: its network tells {own} classes apart, these images are of {number}; "
-            f"{advice}"
-        )
     said = found.said.get("classes")
-    if isinstance(said, list) and said != list(classes):
-        others = ", ".join(str(each) for each in said if each not in classes)
-        raise CheckpointError(
-            f"{source}: its network tells other classes apart, or in another order, than those of "
-            f"these images ({others[:80]}); {advice}"
-        )
+    check_classes(
+        found.options["num_classes"], said if isinstance(said, list) else None, start.classes,
+        source=f"{source}: its network", advice="--reset-head begins with a new last layer",
+    )  # fmt: skip
+    return found
 
 
 def _replace_head(

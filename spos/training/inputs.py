@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 import logging
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from spos.data.loader import Loader, build_loader
 from spos.data.preprocessing import Preprocessing
 from spos.data.schedule import Schedule, count_batches
 from spos.data.split import Split, apply_split, default_per_class, load_split, make_split
-from spos.errors import ConfigError, DataError
+from spos.errors import CheckpointError, ConfigError, DataError
 from spos.training.parallel import rank, world_size
 from spos.training.recipe import CPU_PHOTOGRAPHS, PRESETS, Preset, Recipe
 
@@ -357,3 +357,49 @@ def _choose_backend(name: str, device: torch.device) -> str:
     if name == "auto":
         return "dali" if has_dali and device.type == "cuda" else "torchvision"
     return name
+
+
+def check_preprocessing(expected: str, given: str, *, source: str) -> None:
+    """Refuse a network whose images are prepared in another way than these.
+
+    Args:
+        expected: preprocessing of its images, by name.
+        given: of these.
+        source: the network, as the subject of the message.
+
+    Raises:
+        CheckpointError: saying which flag to change.
+    """
+    if expected != given:
+        word = "give" if expected == "spos" else "leave out"
+        raise CheckpointError(
+            f"{source} expects images with {expected!r} preprocessing, not with {given!r}; "
+            f"{word} --spos-preprocessing"
+        )
+
+
+def check_classes(
+    number: int, names: Sequence[str] | None, classes: Sequence[str], *, source: str, advice: str
+) -> None:
+    """Refuse a network that tells other classes apart than those of these images.
+
+    Args:
+        number: of its classes.
+        names: of its classes, if known.
+        classes: of these images.
+        source: the network, as the subject of the message.
+        advice: ends the message.
+
+    Raises:
+        CheckpointError: if they are more, less, others, or in another order.
+    """
+    if number != len(classes):
+        raise CheckpointError(
+            f"{source} tells {number} classes apart, these images are of {len(classes)}; {advice}"
+        )
+    if names is not None and list(names) != list(classes):
+        others = ", ".join(str(each) for each in names if each not in classes)
+        raise CheckpointError(
+            f"{source} tells other classes apart, or in another order, than those of these images "
+            f"({others[:80]}); {advice}"
+        )

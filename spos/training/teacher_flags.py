@@ -18,7 +18,7 @@ from spos.placement import place
 from spos.spaces import complete_options
 from spos.subnet import FOLDER_WEIGHTS, load_subnet
 from spos.training.distillation import TEMPERATURE, WEIGHT, Teacher
-from spos.training.inputs import Inputs
+from spos.training.inputs import Inputs, check_classes, check_preprocessing
 from spos.training.parallel import rank
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def find_teacher(args: argparse.Namespace, inputs: Inputs) -> Teacher | None:
             "or a folder of `python -m spos export --hub-dir`"
         )
     network: Any = load_subnet(path)
-    _check_images(network, inputs, f"--teacher {path}")
+    _check_images(network, inputs, f"--teacher {path}:")
     if rank() == 0:
         log.info("taught by %s of %s in %s", network.arch.id, network.arch.space, path)
     placed = place(network, inputs.device).requires_grad_(False)
@@ -75,25 +75,9 @@ def find_teacher(args: argparse.Namespace, inputs: Inputs) -> Teacher | None:
 
 def _check_images(network: Any, inputs: Inputs, source: str) -> None:
     """Refuse a network of `load_subnet` whose answers are not about these images."""
-    expected, given = network.preprocessing, inputs.preprocessing
-    if expected is None:
-        raise CheckpointError(f"{source}: {UNSAID_PREPROCESSING}")
-    if expected != given:
-        word = "give" if expected.name == "spos" else "leave out"
-        raise CheckpointError(
-            f"{source}: expects images with {expected.name!r} preprocessing, not with "
-            f"{given.name!r}; {word} --spos-preprocessing"
-        )
-    classes = inputs.data.train.classes
-    number = complete_options(network.arch.space, network.arch.options).get("num_classes")
-    if number != len(classes):
-        raise CheckpointError(
-            f"{source}: tells {number} classes apart, these images are of {len(classes)}; give a "
-            "network that was trained on the same classes"
-        )
-    if network.classes not in (None, classes):
-        others = ", ".join(each for each in network.classes if each not in classes)
-        raise CheckpointError(
-            f"{source}: tells other classes apart, or in another order, than those of these images "
-            f"({others[:80]}); give a network that was trained on the same classes"
-        )
+    if network.preprocessing is None:
+        raise CheckpointError(f"{source} {UNSAID_PREPROCESSING}")
+    check_preprocessing(network.preprocessing.name, inputs.preprocessing.name, source=source)
+    number: Any = complete_options(network.arch.space, network.arch.options).get("num_classes")
+    advice = "give a network that was trained on the same classes"
+    check_classes(number, network.classes, inputs.data.train.classes, source=source, advice=advice)
