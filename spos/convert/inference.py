@@ -1,7 +1,7 @@
 """Which network of which space a set of weights is of, seen from names and shapes alone.
 
 Imports `spos.architecture`, `spos.convert.mmrazor_yaml`, `spos.convert.state_dicts`,
-`spos.convert.zoo`, `spos.errors` and torch.
+`spos.convert.zoo`, `spos.errors`, `spos.spaces` and torch.
 """
 
 from __future__ import annotations
@@ -15,32 +15,13 @@ from spos.convert.mmrazor_yaml import SHUFFLE_STAGES
 from spos.convert.state_dicts import STAGE_STARTS, Tensors
 from spos.convert.zoo import CHANNEL_SCALES
 from spos.errors import CheckpointError
+from spos.spaces import complete_options
 
 NUM_SHUFFLE_LAYERS = sum(SHUFFLE_STAGES)
 MOBILE_STAGES = ((32, 4), (56, 4), (112, 4), (128, 4), (256, 4), (432, 1))  # width, layers
 NUM_MOBILE_LAYERS = sum(layers for _, layers in MOBILE_STAGES)
 
 _STAGE_OF_LAYER = [stage for stage, layers in enumerate(SHUFFLE_STAGES) for _ in range(layers)]
-# What our spaces take where an option is left out; only others are written into architectures.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "shufflenetv2": {
-        "stage_widths": [64, 160, 320, 640],
-        "last_width": 1024,
-        "activation": "relu",
-        "squeeze_excitation": None,
-        "head": "plain",
-        "dropout": 0.1,
-    },
-    "shufflenetv2plus": {
-        "stage_widths": [48, 128, 256, 512],
-        "last_width": 1280,
-        "activation": "hswish",
-        "squeeze_excitation": "megvii",
-        "head": "plus",
-        "dropout": 0.2,
-    },
-}
-_EVERYWHERE = {"stem_width": 16, "classifier_bias": False, "channel_scales": None}
 _CANDIDATE = re.compile(r"features\.(\d+)\.(k3|k5|k7|xcep|k[357]e[36]|skip)\.(.+)")
 
 
@@ -97,12 +78,10 @@ def shuffle_network(
     options["channel_scales"] = scales
     if scales is not None:
         choices.update({f"channel_{n}": middle for n, middle in enumerate(middles, start=1)})
-    defaults = {**_EVERYWHERE, **_DEFAULTS[space]}
-    kept = {
-        name: value
-        for name, value in options.items()
-        if name not in defaults or defaults[name] != value
-    }
+    # Only what differs is written into architectures; shufflenetv2plus has one activation only.
+    defaults = {"activation": "hswish", **complete_options(space, {"num_classes": None})}
+    defaults["stage_widths"] = list(defaults["stage_widths"])
+    kept = {name: value for name, value in options.items() if value != defaults.get(name)}
     return space, kept, None if is_supernet else choices
 
 
