@@ -107,9 +107,15 @@ def measure(
 
 def find_front(losses: np.ndarray) -> np.ndarray:
     """Which rows of ``losses`` no other row beats: at most as high everywhere, lower somewhere."""
-    others, rows = losses[:, None], losses[None]
-    beats = (others <= rows).all(axis=2) & (others < rows).any(axis=2)
-    return np.logical_not(beats.any(axis=0))
+    is_front = np.zeros(len(losses), bool)
+    left = np.lexsort(losses.T[::-1])  # the first is beaten by no other
+    while len(left):
+        best, left = left[0], left[1:]
+        is_front[best] = True
+        rows = losses[left]
+        is_beaten = (losses[best] <= rows).all(axis=1) & (losses[best] < rows).any(axis=1)
+        left = left[~is_beaten]
+    return is_front
 
 
 def select(losses: np.ndarray, count: int) -> list[int]:

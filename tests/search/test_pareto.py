@@ -43,17 +43,31 @@ def volume(points: np.ndarray, corner: tuple[float, float]) -> float:
     return area
 
 
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=30
-    )
+ROWS = st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=30
 )
-def test_front_is_what_no_other_beats(rows):
-    def beats(one, other):
-        return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
+
+def beats(one, other) -> bool:
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+
+@given(ROWS)
+def test_front_is_what_no_other_beats(rows):
     expected = [not any(beats(other, row) for other in rows) for row in rows]
     assert find_front(np.array(rows, float)).tolist() == expected
+
+
+@given(ROWS)
+def test_selection_is_front_after_front_and_ties_in_order(rows):
+    losses = np.array(rows, float)
+    chosen, left = select(losses, len(rows)), list(range(len(rows)))
+    while left:
+        front = [n for n in left if not any(beats(rows[other], rows[n]) for other in left)]
+        crowding = dict(zip(front, measure_crowding(losses[front]), strict=True))
+        assert chosen[: len(front)] == sorted(front, key=lambda n: -crowding[n])
+        chosen, left = chosen[len(front) :], [n for n in left if n not in front]
+    assert chosen == []
 
 
 def test_fronts_are_selected_in_order_and_their_ends_first():
