@@ -1,6 +1,6 @@
 """Each system's way of counting: what it calls FLOPs and parameters, by name.
 
-Imports `spos.cost.micronet`, `spos.cost.operations`, `spos.errors` and numpy.
+Imports `spos.cost.operations`, `spos.errors` and numpy.
 
 Published figures follow their authors' conventions, which differ by several per cent for the same
 network. ``macs`` is this package's unit; the others are here so that published tables can be

@@ -1,6 +1,6 @@
 """A network as a folder to hand over: weights, a description for programs, a card for people.
 
-Imports `spos.data`, `spos.errors`, `spos.files` and `spos.subnet`, which reads the folder.
+Imports `spos.errors`, `spos.files` and `spos.subnet`, which reads the folder.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Scores candidates of a trained supernet: recalibrate BatchNorm, measure held-out accuracy.
 
-Imports `spos.data`, `spos.supernet`, `spos.evaluation`, `spos.training.parallel` and torch.
+Imports `spos.architecture`, `spos.data`, `spos.evaluation`, `spos.supernet` and torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A network drawn block by block, and the costs of the paths that a supernet was trained on.
 
-Imports `spos.cost.table`, `spos.data.schedule`, `spos.errors`, `spos.report`,
-`spos.training.samplers` and matplotlib.
+Imports `spos.architecture`, `spos.cost.table`, `spos.report`, `spos.training.samplers` and
+matplotlib.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The page's parts on a search: its progress, the best architecture, the table of the top ones.
 
-Imports `spos.architecture`, `spos.errors`, `spos.report` and `spos.search.results`.
+Imports `spos.architecture`, `spos.errors`, `spos.report` and `spos.search.record`.
 """
 
 from __future__ import annotations
