@@ -157,6 +157,8 @@ def _as_json(summaries: dict[tuple[str, str], Summary], args: argparse.Namespace
 def _plot(summaries: dict[tuple[str, str], Summary], path: Path) -> None:
     import matplotlib.figure
 
+    from spos.report.style import save_plot
+
     modes: Sequence[str] = list(dict.fromkeys(mode for _, mode in summaries))
     figure = matplotlib.figure.Figure(figsize=(6 * len(modes), 4.5), layout="constrained")
     axes = figure.subplots(1, len(modes), squeeze=False)[0]
@@ -175,7 +177,4 @@ def _plot(summaries: dict[tuple[str, str], Summary], path: Path) -> None:
         axis.set_xscale("log")
         axis.set_ylim(92, 93.2)
         axis.legend()
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as problem:
-        raise ConfigError(f"--plot {path}: cannot be written ({problem})") from None
+    save_plot(figure, path)

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from spos.errors import ConfigError
 from spos.evaluation.settings import add_evaluation_flags, read_evaluation_flags
 from spos.flag_values import positive, to_path
 from spos.search.ranking import Agreement, draw_architectures, measure_agreement, read_truth
@@ -85,6 +84,8 @@ def _plot(
 ) -> None:
     import matplotlib.figure
 
+    from spos.report.style import save_plot
+
     figure = matplotlib.figure.Figure(figsize=(5, 4.5), layout="constrained")
     axis = figure.subplots()
     axis.scatter([100 * each for each in accuracies], [100 * each for each in scores], s=10)
@@ -93,7 +94,4 @@ def _plot(
         xlabel="true top-1, %",
         ylabel="top-1 with the supernet's weights, %",
     )
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as problem:
-        raise ConfigError(f"--plot {path}: cannot be written ({problem})") from None
+    save_plot(figure, path)

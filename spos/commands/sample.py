@@ -196,6 +196,8 @@ def _plot(
     import matplotlib.figure
     from matplotlib.patches import Rectangle
 
+    from spos.report.style import save_plot
+
     figure = matplotlib.figure.Figure(figsize=(4.5 * len(draws), 4.5), layout="constrained")
     axes = figure.subplots(1, len(draws), squeeze=False, sharex=True, sharey=True)[0]
     (low, high), (least, most) = ((each.low / 1e6, each.high / 1e6) for each in box)
@@ -209,7 +211,4 @@ def _plot(
             xlabel="MACs, millions",
         )
     axes[0].set_ylabel("parameters, millions")
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as problem:
-        raise ConfigError(f"--plot {path}: cannot be written ({problem})") from None
+    save_plot(figure, path)

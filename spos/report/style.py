@@ -1,7 +1,7 @@
 """How the report's figures look: colours, type, number formats, and their way into files.
 
-Imports `spos.architecture`, `spos.files` and matplotlib, through its figure classes alone: no
-backend with windows is ever chosen.
+Imports `spos.architecture`, `spos.errors`, `spos.files` and matplotlib, through its figure classes
+alone: no backend with windows is ever chosen.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from spos.architecture import Candidate
+from spos.errors import ConfigError
 from spos.files import open_atomic
 
 INK, MUTED, GRID = "#1f2328", "#59636e", "#e4e7eb"
@@ -123,6 +124,18 @@ def draw(
         figure.savefig(png, format="png", dpi=PNG_DPI)
     text = svg.getvalue().replace(b"'DejaVu Sans'", FONTS.replace("'", "&apos;").encode())
     return Picture(name, alt, text, png.getvalue(), is_wide)
+
+
+def save_plot(figure: Figure, path: Path) -> None:
+    """Write the figure that a command was asked for by ``--plot``.
+
+    Raises:
+        ConfigError: if the file cannot be written, or its ending is of no known format.
+    """
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as problem:
+        raise ConfigError(f"--plot {path}: cannot be written ({problem})") from None
 
 
 def plain(value: object, limit: int = 24) -> str:
