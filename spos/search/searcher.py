@@ -1,6 +1,7 @@
 """A search as ask and tell: what is handed out, what came of it, its state; for every method.
 
-Imports `spos.architecture`, `spos.errors`, the rest of the search and numpy; never torch.
+Imports `spos.architecture`, `spos.cost.constraints`, `spos.errors`, the rest of the search and
+numpy; never torch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from spos.architecture import Candidate, Choices
+from spos.cost.constraints import write_constraints
 from spos.errors import SearchError
 from spos.search.feasible import FeasibleSpace, Genes
 from spos.search.history import FAILED, RUNNING, SCORED, STATUSES, WAITING, History, Known, ranked
@@ -316,16 +318,10 @@ class Search:
         return asdict(self.method)  # type: ignore[call-overload]  # a dataclass, as Method says
 
     def _task(self) -> dict[str, Any]:
-        """What is searched for; infinite bounds are None, as JSON has it."""
-        bounds = {
-            each.metric: [
-                bound if math.isfinite(bound) else None for bound in (each.low, each.high)
-            ]
-            for each in self.space.constraints
-        }
+        """What is searched for."""
         return {
             "objective": dict(self.objective.weights),
-            "constraints": bounds,
+            "constraints": write_constraints(self.space.constraints),
             "fixed choices": dict(self.space.fixed),
             "sums of costs": self.space.table.sums,
         }
