@@ -1,6 +1,6 @@
 """`python -m spos sample SPACE --onnx DIR`: drawn architectures as networks, to measure elsewhere.
 
-Imports `spos.architecture`, `spos.cost`, `spos.errors`, `spos.files`; `spos.data`, `spos.deploy`,
+Imports `spos.architecture`, `spos.cost`, `spos.files`; `spos.data`, `spos.deploy`,
 `spos.spaces` and torch when it runs.
 """
 
@@ -13,8 +13,7 @@ from pathlib import Path
 from spos.architecture import Architecture, Choices, save_architecture
 from spos.cost.fitting import count_numbers
 from spos.cost.table import CostTable
-from spos.errors import ConfigError
-from spos.files import open_atomic
+from spos.files import open_atomic, writing
 
 NUM_DRAWS = 200
 
@@ -41,12 +40,8 @@ def write_networks(
     require_onnx()
     if space:
         load_space_class(space, allow_import=True)
-    try:
+    with writing(f"--onnx {folder}", advice="; name another folder"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise ConfigError(
-            f"--onnx {folder}: cannot be written ({problem.strerror}); name another folder"
-        ) from None
     archs = dict.fromkeys(table.spec.architecture(path) for path in paths)
     print(
         f"{folder}: {len(archs)} networks ID.onnx and their architectures ID.json; `cost --fit` "
@@ -69,8 +64,8 @@ def _export(arch: Architecture) -> bytes:
     import torch
 
     from spos.data.preprocessing import Preprocessing
-    from spos.deploy.folding import fold_batchnorm
     from spos.deploy.onnx_export import export_onnx
+    from spos.folding import fold_batchnorm
     from spos.spaces import build_subnet, default_image_size
 
     size = default_image_size(arch.space, options=arch.options)
