@@ -25,6 +25,7 @@ from spos.errors import ConfigError, run_main
 from spos.evaluation.client import ask_evaluator
 from spos.evaluation.settings import add_evaluation_flags, read_evaluation_flags
 from spos.flag_values import to_path
+from spos.training.run_folder import open_supernet_settings
 
 if TYPE_CHECKING:
     from spos.evaluation.candidates import Candidates
@@ -98,9 +99,14 @@ def evaluate_files(args: argparse.Namespace) -> None:
         raise ConfigError("--constraint is for trials; --arch evaluates what it is given")
     from spos.convert.architectures import read_architecture
     from spos.evaluation.build import open_supernet_run
+    from spos.spaces import load_space_class
 
-    spec = open_supernet_run(args.run_dir).spec
-    archs = [read_architecture(path, spec) for path in args.arch]
+    run = open_supernet_run(args.run_dir)
+    if args.space:
+        load_space_class(args.space, allow_import=True)
+    archs = [
+        run.check_network(read_architecture(path, run.spec), source=str(path)) for path in args.arch
+    ]
     candidates = load_candidates(args)
     for path, arch in zip(args.arch, archs, strict=True):
         result = candidates.measure(arch.choices)
@@ -120,6 +126,8 @@ def run_trial(args: argparse.Namespace) -> None:
 
     trial = start_trial()
     try:
+        settings, _ = open_supernet_settings(args.run_dir)
+        trial.supernet = {name: settings.config[name] for name in ("space", "options")}
         if refuse(args, trial):
             return
         result = score(args, trial.parameters, trial.report_intermediate)
@@ -146,10 +154,8 @@ def refuse(args: argparse.Namespace, trial: "Trial") -> bool:
     """Report a candidate that violates a constraint, without evaluating it; whether it does."""
     if not args.constraint:
         return False
-    from spos.training.run_folder import read_settings
-
-    read_settings(args.run_dir, stage="supernet")  # else it says what makes the run
-    table = CostTable.load(args.run_dir / "cost.json")
+    _, costs = open_supernet_settings(args.run_dir)
+    table = CostTable.load(costs)
     arch = table.spec.architecture(trial.parameters, source="the parameters of this trial")
     violation = find_violation(
         parse_constraint_flags(args.constraint, flag="--constraint"), table, arch.choices

@@ -209,6 +209,16 @@ def parse_architecture(
     return spec.architecture(_from_other_system(value, spec, source), source=source)
 
 
+def describe_differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """The options that differ, such as ``image_size is 32, expected 16``; "" if none does."""
+    return "; ".join(
+        f"{name} is {_shorten(found.get(name))}, expected {_shorten(expected.get(name))}"
+        for name in {**expected, **found}
+        if json.dumps(found.get(name), default=repr)  # a list in a file may be a tuple in code
+        != json.dumps(expected.get(name), default=repr)
+    )
+
+
 def _from_version_1(value: dict[str, Any], source: str) -> Architecture:
     version = value["version"]
     if type(version) is not int or version != FORMAT_VERSION:

@@ -87,16 +87,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     resume = actions.add_parser("resume", help="continue a search that was stopped or killed")
     resume.add_argument("id", help="the experiment, as `search start` printed it")
     resume.set_defaults(run=_resume)
+    for action in (run, resume):
+        action.add_argument(
+            "--retry-failed", action="store_true",
+            help="evaluate candidates again that failed twice, now that the cause is mended",
+        )  # fmt: skip
     for action in (start, resume):
         action.add_argument("--port", type=int, default=8080, help="of NNI's server and WebUI")
     best = actions.add_parser("best", help="print or copy the best architectures of a search")
     _add_best_flags(best)
     for action in (start, resume, best):
-        action.add_argument(
-            "--experiments-dir",
-            type=to_path,
-            help="folder of experiments (default: NNI's own)",
-        )
+        action.add_argument("--experiments-dir", type=to_path,
+                            help="folder of experiments (default: NNI's own)")  # fmt: skip
 
 
 def _add_best_flags(best: argparse.ArgumentParser) -> None:
@@ -179,9 +181,23 @@ def _resume(args: argparse.Namespace) -> int:
     known = find_experiment(args.id, args.experiments_dir)
     check_port(args.port)
     progress = read_progress(known.state_path)
+    num_planned = progress.num_planned if progress else None
+    num_more_trials = 0
+    if args.retry_failed:
+        if num_planned is None:
+            raise SearchError(
+                f"--retry-failed: {known.state_path} is not there, so that this is no search of "
+                "ours or has not begun; leave the flag out"
+            )
+        num_more_trials = 2 * num_planned  # every candidate may fail once
     return _guarded(
-        lambda: resume_experiment(args.id, port=args.port, experiments_dir=args.experiments_dir),
-        progress.num_planned if progress else None,
+        lambda: resume_experiment(
+            args.id,
+            port=args.port,
+            experiments_dir=args.experiments_dir,
+            num_more_trials=num_more_trials,
+        ),
+        num_planned,
     )
 
 
@@ -325,6 +341,9 @@ def _print_result(
     ranking = _rank(entries)
     failed = len(entries) - len(ranking)
     print(f"{_title(experiment_id, log)}: {len(ranking)} candidates evaluated, {failed} failed")
+    if failed:
+        command = "search run ..." if experiment_id is None else f"search resume {experiment_id}"
+        print(f"again, once the cause is mended: python -m spos {command} --retry-failed")
     if not ranking:
         return
     if ranking[0].objective != "default":

@@ -33,8 +33,9 @@ from spos.search.local import check_folder, run_search
 from spos.search.record import SearchRecord
 from spos.search.results import RUN_FOLDER, STATE_FILE, read_entries
 from spos.search.trained import describe_limits
+from spos.search.trial import SUPERNET
 from spos.search.watch import StatusLine, describe_progress
-from spos.training.run_folder import read_settings
+from spos.training.run_folder import open_supernet_settings
 from spos.training.samplers import trained_ranges
 
 MAX_CONFIG_BYTES = 2**20
@@ -65,11 +66,12 @@ def run_locally(args: argparse.Namespace, class_args: dict[str, Any]) -> SearchR
     """
     check_folder(args.output_dir)
     arguments = read_arguments(args.config, class_args)
-    config, source = read_settings(args.run_dir, stage="supernet").config, args.run_dir
-    arguments.setdefault("cost_table", str((args.run_dir / "cost.json").resolve()))
+    settings, costs = open_supernet_settings(args.run_dir)
+    arguments.setdefault("cost_table", str(costs.resolve()))
     search = build_search(ExperimentPaths(Path.cwd()), **arguments)
     if not (args.output_dir / STATE_FILE).exists():  # else it goes on as it began
-        trained = trained_ranges(config, search.space.table, source=f"{source}/args.json")
+        source = f"{args.run_dir}/args.json"
+        trained = trained_ranges(settings.config, search.space.table, source=source)
         if remark := describe_limits(search.space, trained):
             print(remark, flush=True)
     line = StatusLine()
@@ -79,7 +81,13 @@ def run_locally(args: argparse.Namespace, class_args: dict[str, Any]) -> SearchR
         line.show(describe_progress(entries, num_planned=search.num_planned, per_second=0))
 
     with open_evaluation(args) as evaluate:
-        record = run_search(search, evaluate, folder=args.output_dir, progress=progress)
+        record = run_search(
+            search,
+            evaluate,
+            folder=args.output_dir,
+            retries_failed=args.retry_failed,
+            progress=progress,
+        )
     entries = read_entries(args.output_dir)
     line.close(describe_progress(entries, num_planned=search.num_planned, per_second=0))
     return record
@@ -159,10 +167,12 @@ def build_evaluation(args: argparse.Namespace) -> Callable[[Choices], dict[str, 
     from spos.evaluation.candidates import Candidates
 
     candidates = Candidates(read_evaluation_flags(args))
+    spec = candidates.run.spec
+    supernet = {"space": spec.space, "options": dict(spec.options)}
 
     def evaluate(choices: Choices) -> dict[str, Any]:
         result = candidates.score(choices)
-        return {"default": result["top1"], **result}
+        return {"default": result["top1"], **result, SUPERNET: supernet}
 
     return evaluate
 

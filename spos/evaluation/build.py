@@ -11,17 +11,17 @@ from pathlib import Path
 
 import torch
 
-from spos.architecture import SearchSpec
+from spos.architecture import Architecture, SearchSpec, describe_differences
 from spos.cost.table import CostTable
 from spos.data.split import Split, apply_split, balanced_subset, load_split
-from spos.errors import CheckpointError, ConfigError, DataError
+from spos.errors import ArchitectureError, CheckpointError, ConfigError, DataError
 from spos.evaluation.evaluator import Evaluator, ImageBatches, Room, find_room
 from spos.placement import place
-from spos.spaces import build_space
+from spos.spaces import COMMON_OPTIONS, build_space, complete_options
 from spos.supernet import Supernet
 from spos.training.checkpoint import latest_checkpoint, load_checkpoint, load_weights_into
 from spos.training.inputs import Inputs, reopen_inputs, split_id
-from spos.training.run_folder import RunSettings, read_settings
+from spos.training.run_folder import RunSettings, open_supernet_settings
 
 # The layers behind a BatchNorm see batches normalised by their own statistics, so the size of a
 # calibration batch is part of the score. 128 is that of the official code.
@@ -75,6 +75,30 @@ class TrainedSupernet:
     settings: RunSettings
     spec: SearchSpec
     table: CostTable
+
+    def check_network(self, arch: Architecture, *, source: str) -> Architecture:
+        """Return ``arch`` if it is a part of this supernet, whose options make the same network.
+
+        What it does not say of its images is as here, and dropout, which only training has, may
+        differ. An own space must have been imported (`spos.spaces.load_space_class`).
+
+        Raises:
+            ArchitectureError: naming ``source`` and the options that differ.
+        """
+        spec = self.spec
+        images = {name: spec.options[name] for name in COMMON_OPTIONS if name in spec.options}
+        own = [
+            {**complete_options(spec.space, options), "dropout": None}
+            for options in ({**images, **arch.options}, spec.options)
+        ]
+        if differences := describe_differences(*own):
+            words = ["python", "-m", "spos", "convert", source, "choices.json", "--to", "nni3"]
+            words += ["--space", spec.space] if ":" in spec.space else []
+            raise ArchitectureError(
+                f"{source}: is another network than those of {self.path} ({differences}); to "
+                f"evaluate its choices all the same, give them alone (`{shlex.join(words)}`)"
+            )
+        return arch
 
     def checkpoint(self) -> Path:
         """The newest whole checkpoint.
@@ -149,10 +173,11 @@ def open_supernet_run(path: Path | str) -> TrainedSupernet:
     """The supernet run in folder ``path``.
 
     Raises:
-        ConfigError: if the folder does not hold one, or its cost table is of another network.
+        ConfigError: if the folder does not hold one, or its cost table is missing or of another
+            network.
     """
-    settings = read_settings(path, stage="supernet")
-    table = CostTable.load(Path(path) / "cost.json")
+    settings, costs = open_supernet_settings(path)
+    table = CostTable.load(costs)
     spec, config = table.spec, settings.config
     if (spec.space, dict(spec.options)) != (config["space"], config["options"]):
         raise ConfigError(

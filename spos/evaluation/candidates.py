@@ -5,6 +5,7 @@ Imports `spos.evaluation`, `spos.spaces`, `spos.training` and what is below them
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from spos.evaluation.settings import EvaluationSettings
 from spos.spaces import load_space_class
 from spos.training.checkpoint import newest_mark
 from spos.training.parallel import select_device
+
+log = logging.getLogger(__name__)
 
 _State = list[tuple[str, int, int, int] | None]
 
@@ -63,7 +66,7 @@ class Candidates:
         """Held-out accuracy (``top1``, ``top5``, ``loss``) and costs of one architecture.
 
         What was measured before, by any process, is not measured again: results are kept in the
-        run folder's ``evaluations.jsonl``.
+        run folder's ``evaluations.jsonl``, as long as that can be written.
 
         Args:
             choices: label -> candidate, checked here.
@@ -76,7 +79,11 @@ class Candidates:
         result = self._results.find(arch)
         if result is None:
             result = self.measure(arch.choices, progress=progress)
-            self._results.save(arch, result)
+            try:
+                self._results.save(arch, result)
+            except OSError as problem:  # it was measured all the same
+                log.warning("%s: cannot be written (%s), so %s may be measured again",
+                            problem.filename, problem.strerror, arch.id)  # fmt: skip
         return {**result, **self.run.table.costs(arch.choices)}  # a metric may have come since
 
     def measure(

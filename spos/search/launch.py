@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from spos.search.nni_server import NniServer
 from spos.search.results import JOURNAL, RUN_FOLDER, STATE_FILE
 
 PRELOAD = Path(__file__).with_name("nni_preload.js")
+RETRY_VARIABLE = "SPOS_RETRY_FAILED"  # "1": the tuner lets what failed be evaluated again
 START_SECONDS = 120.0
 MANIFEST_SECONDS = 2.0
 STOP_SECONDS = 75.0  # NNI gives itself sixty
@@ -77,9 +79,20 @@ def start_experiment(config: Mapping[str, Any], *, port: int) -> RunningExperime
 
 
 def resume_experiment(
-    experiment_id: str, *, port: int, experiments_dir: Path | None = None
+    experiment_id: str,
+    *,
+    port: int,
+    experiments_dir: Path | None = None,
+    num_more_trials: int = 0,
 ) -> RunningExperiment:
     """``nnictl resume`` under protection, with the configuration that the experiment had.
+
+    Args:
+        experiment_id: NNI's id of it.
+        port: of NNI's server.
+        experiments_dir: folder of experiments, if not NNI's own.
+        num_more_trials: added to ``maxTrialNumber``, for candidates that failed and are then
+            evaluated again; 0: they are not.
 
     Raises:
         SearchError: if the experiment is not known, still runs, or does not start.
@@ -95,8 +108,33 @@ def resume_experiment(
     command = ["resume", experiment_id, "--port", str(port)]
     if experiments_dir is not None:
         command += ["--experiment_dir", str(experiments_dir.resolve())]
-    _run_nnictl(command)
+    if num_more_trials:
+        _raise_budget(known.folder / "db" / "nni.sqlite", num_more_trials)
+    _run_nnictl(command, **{RETRY_VARIABLE: str(int(num_more_trials > 0))})
     return _connect(port)
+
+
+def _raise_budget(database: Path, num_trials: int) -> None:
+    """Add to ``maxTrialNumber`` of a stopped experiment, which a finished search has reached.
+
+    Raises:
+        SearchError: if NNI's database is missing or damaged.
+    """
+    find = "SELECT rowid, params FROM ExperimentProfile ORDER BY revision DESC LIMIT 1"
+    try:
+        connection = sqlite3.connect(f"{database.resolve().as_uri()}?mode=rw", uri=True)
+        with contextlib.closing(connection), connection:
+            ((row, text),) = connection.execute(find)
+            config = json.loads(text)
+            if "maxTrialNumber" in config:
+                config["maxTrialNumber"] += num_trials
+            change = "UPDATE ExperimentProfile SET params = ? WHERE rowid = ?"
+            connection.execute(change, (json.dumps(config), row))
+    except (sqlite3.Error, ValueError, KeyError, TypeError) as problem:
+        raise SearchError(
+            f"{database}: is not NNI's database of the experiment ({problem}); without it a search "
+            "cannot be resumed"
+        ) from None
 
 
 def stop_experiment(experiment: RunningExperiment) -> None:
@@ -267,7 +305,7 @@ def build_environment() -> dict[str, str]:
     return environment
 
 
-def _run_nnictl(arguments: Sequence[str]) -> None:
+def _run_nnictl(arguments: Sequence[str], **variables: str) -> None:
     nnictl = Path(sys.executable).with_name("nnictl")
     if not nnictl.exists():
         raise ConfigError(
@@ -276,7 +314,7 @@ def _run_nnictl(arguments: Sequence[str]) -> None:
     try:
         process = subprocess.run(
             [sys.executable, "-m", "spos.search.patient_nnictl", *arguments],
-            env=build_environment(),
+            env={**build_environment(), **variables},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

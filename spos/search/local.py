@@ -49,6 +49,7 @@ def run_search(
     evaluate: Evaluate,
     *,
     folder: Path,
+    retries_failed: bool = False,
     progress: Callable[[], None] = lambda: None,
 ) -> SearchRecord:
     """Evaluate one candidate after the other until the search has finished.
@@ -60,6 +61,7 @@ def run_search(
         search: new.
         evaluate: an exception that it raises is a failure of that candidate.
         folder: where everything is kept.
+        retries_failed: whether candidates that failed for good are evaluated again.
         progress: called after every candidate.
 
     Raises:
@@ -76,6 +78,8 @@ def run_search(
     with _alone_in(folder):
         if (folder / STATE_FILE).exists() or (folder / JOURNAL).exists():
             record.load()
+        if retries_failed:
+            record.retry_failed()
         unfinished = search.running
         while choices := unfinished.pop(0) if unfinished else search.ask():
             record.save(None)  # before it runs, so that a kill does not change what comes next
@@ -87,7 +91,8 @@ def run_search(
             if search.is_stopped:
                 problem = (
                     f"{search.failures_in_a_row} evaluations failed in a row, the last one: "
-                    f"{record.last_failure}; mend the cause, then repeat the command to continue"
+                    f"{record.last_failure}; mend the cause, then repeat the command to continue "
+                    "(with --retry-failed also where evaluations have failed twice)"
                 )
                 record.save(problem)
                 raise SearchError(problem)

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from spos.architecture import Architecture, Choices, SearchSpec
+from spos.architecture import Architecture, Choices, SearchSpec, describe_differences
 from spos.cost.constraints import Constraint, parse_constraints, write_constraints
 from spos.errors import ArchitectureError, SearchError
 from spos.files import read_json, write_text
@@ -24,11 +24,14 @@ from spos.search.results import (
     Entry,
     append_entry,
     read_entries,
+    remove_rounds,
     save_best,
     save_front,
     save_round,
+    write_entries,
 )
 from spos.search.searcher import Search
+from spos.search.trial import SUPERNET
 
 STATE_VERSION = 1
 NUM_BEST = 10  # architectures kept after each round
@@ -45,16 +48,22 @@ class Result:
         score: None for a failure.
         metrics: the other numbers.
         failure: why there is no score.
+        is_foreign: whether another network was evaluated than the search goes by; no candidate can
+            do better then.
     """
 
     choices: Choices | None
     score: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     failure: str | None = None
+    is_foreign: bool = False
 
 
 def read_result(value: Any, spec: SearchSpec, *, expected: Choices | None) -> Result:
     """The meaning of a final metric: a score, or a dict with ``default``, ``arch``, ``error``.
+
+    One that says what it was evaluated with (`spos.search.trial.Trial`) counts if that is the
+    network of ``spec``.
 
     Args:
         value: the metric.
@@ -69,6 +78,8 @@ def read_result(value: Any, spec: SearchSpec, *, expected: Choices | None) -> Re
                 choices = spec.check(given, source="a trial's result")
             except ArchitectureError as problem:
                 failure = str(problem)
+    if difference := _describe_other_network(value.get(SUPERNET), spec):
+        return Result(choices, failure=difference, is_foreign=True)
     if "error" in value:
         error = value["error"]
         failure = str(error.get("reason") if isinstance(error, Mapping) else error)
@@ -78,6 +89,21 @@ def read_result(value: Any, spec: SearchSpec, *, expected: Choices | None) -> Re
         return Result(choices, failure=failure)
     metrics = {name: each for name, each in value.items() if name != "default" and _is_finite(each)}
     return Result(choices, score, metrics)
+
+
+def _describe_other_network(supernet: Any, spec: SearchSpec) -> str:
+    """What tells the supernet of a trial from that of the cost table; "" if it does not say."""
+    options = supernet.get("options") if isinstance(supernet, Mapping) else None
+    if not isinstance(options, Mapping):
+        return ""
+    differences = describe_differences(
+        {"space": supernet.get("space"), **options}, {"space": spec.space, **spec.options}
+    )
+    return differences and (
+        f"the cost table of this search is not that of the supernet ({differences}); write search "
+        'space and cost table anew (`nnictl ss_gen -t "python tester.py"`) and start a new search, '
+        "or do both with `python -m spos search start`"
+    )
 
 
 class SearchRecord:
@@ -102,10 +128,16 @@ class SearchRecord:
     def settle(
         self, result: Result, *, trial: str | None = None, seconds: float | None = None
     ) -> None:
-        """Tell the search, and keep the candidate if that settled it."""
+        """Tell the search, and keep the candidate if that settled it.
+
+        Raises:
+            SearchError: if another network was evaluated than the search goes by.
+        """
         choices = result.choices
         if not self._is_readable:
             return
+        if result.is_foreign:
+            raise SearchError(str(result.failure))
         if choices is None:
             _logger.warning("a result without a known architecture is left out (trial %s)", trial)
             return
@@ -183,6 +215,24 @@ class SearchRecord:
                 self.search.lose(entry.choices)
         self._is_readable = True
         self._save_best()
+        self._take_back_failures()  # if `retry_failed` was killed before it did
+
+    def retry_failed(self) -> None:
+        """Let the candidates that failed for good be evaluated again, first of all; after `load`.
+
+        Their lines in `search.jsonl` go, as do the best architectures of the rounds that are now
+        incomplete, which are written again when those are complete.
+        """
+        self.search.retry_failed()
+        self.save(None)
+        self._take_back_failures()
+
+    def _take_back_failures(self) -> None:
+        entries, waiting = read_entries(self._folder), self.search.waiting
+        rounds = {each.id: each.round for each in entries if each.choices in waiting}
+        if rounds:  # they failed before, since what has a score does not wait
+            remove_rounds(self._folder, min(rounds.values()))
+            write_entries(self._folder, [each for each in entries if each.id not in rounds])
 
     def _write(self, result: Result, trial: str | None, seconds: float | None) -> None:
         arch = self.spec.architecture(result.choices)

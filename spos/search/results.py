@@ -23,7 +23,7 @@ from typing import Any
 
 from spos.architecture import Architecture, Candidate, load_architecture, save_architecture
 from spos.errors import SearchError
-from spos.files import append_journal, read_journal
+from spos.files import append_journal, read_journal, write_journal
 
 RUN_FOLDER = Path("runs/search")  # of `search run`, unless told otherwise
 JOURNAL = "search.jsonl"
@@ -86,6 +86,11 @@ def read_entries(folder: Path) -> list[Entry]:
     return list(entries.values())
 
 
+def write_entries(folder: Path, entries: Sequence[Entry]) -> None:
+    """Replace the folder's `search.jsonl`, atomically."""
+    write_journal(folder / JOURNAL, map(asdict, entries))
+
+
 def save_best(folder: Path, arch: Architecture) -> None:
     """Write the best architecture so far."""
     path = folder / BEST
@@ -120,6 +125,13 @@ def save_ranking(folder: Path, architectures: Sequence[Architecture]) -> list[Pa
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return [folder / name for name in names]
+
+
+def remove_rounds(folder: Path, first: int) -> None:
+    """Remove what `save_round` wrote of a round and those after it."""
+    for path in (folder / "checkpoints").glob("round_*"):
+        if int(path.name.removeprefix("round_")) >= first:
+            shutil.rmtree(path)
 
 
 def save_front(folder: Path, architectures: Sequence[Architecture]) -> None:

@@ -175,6 +175,14 @@ class Search:
             candidate.status = WAITING
             self._waiting.appendleft(genes)
 
+    def retry_failed(self) -> None:
+        """Candidates that failed for good wait again, before all others; no failure counts."""
+        for genes, candidate in reversed(self._history.items()):
+            candidate.num_attempts = 0
+            if candidate.status == FAILED:
+                candidate.status = WAITING
+                self._waiting.appendleft(genes)
+
     def count_failure(self) -> None:
         """An evaluation failed, but whose is not known (yet)."""
         self.failures_in_a_row += 1
@@ -240,6 +248,11 @@ class Search:
         """The candidates that were handed out and not settled."""
         every = self._history.items()
         return [self.space.choices(genes) for genes, each in every if each.status == RUNNING]
+
+    @property
+    def waiting(self) -> list[dict[str, Candidate]]:
+        """The candidates that will be handed out next."""
+        return [self.space.choices(genes) for genes in self._waiting]
 
     @property
     def history(self) -> History:

@@ -28,6 +28,7 @@ from spos.errors import SearchError
 PARAMETER_SECONDS = 600.0  # how long to wait for parameters before giving up
 FILED_SECONDS = 10.0  # how long to wait until the manager lists this trial
 REMOTE_SECONDS = 1.0  # on another machine: so long after its start the manager has filed a trial
+SUPERNET = "supernet"  # in a final result: what was evaluated with, as `space` and `options`
 NO_SCORE = -1.0  # in place of an accuracy where there is none; no accuracy is below 0
 REQUEST_SECONDS = 60.0  # one HTTP request
 RETRIES = 5  # of a request that the manager's machine refused or dropped
@@ -45,10 +46,13 @@ class Trial:
     Attributes:
         parameters: what the tuner wants evaluated: label -> candidate.
         parameter_id: the tuner's number for it.
+        supernet: ``space`` and ``options`` of the network that it evaluates with, once it knows
+            them: they go with its result, and a tuner whose cost table is of another one stops.
     """
 
     parameters: dict[str, Any]
     parameter_id: int
+    supernet: Mapping[str, Any] | None = field(default=None, init=False)
     _channel: _Channel = field(repr=False)
     _num_reported: int = field(default=0, repr=False)
 
@@ -66,7 +70,7 @@ class Trial:
                 with `report_failure` instead), or the manager does not answer.
         """
         _check_result(value)
-        self._channel.report(self.parameter_id, value, kind="FINAL", number=0)
+        self._report_final(value)
 
     def report_failure(self, reason: str) -> None:
         """Tell the tuner that this candidate could not be evaluated, and why.
@@ -88,8 +92,11 @@ class Trial:
         # A string would become an axis of the WebUI's plots, so the reason sits in an object. The
         # number is there because NNI and its own tuners want one; ours looks at `error` first.
         error = {"reason": reason}
-        value = {"default": NO_SCORE, **costs, "error": error, "arch": self.parameters}
-        self._channel.report(self.parameter_id, value, kind="FINAL", number=0)
+        self._report_final({"default": NO_SCORE, **costs, "error": error, "arch": self.parameters})
+
+    def _report_final(self, value: Mapping[str, Any]) -> None:
+        known = {} if self.supernet is None else {SUPERNET: self.supernet}
+        self._channel.report(self.parameter_id, {**value, **known}, kind="FINAL", number=0)
 
 
 def start_trial() -> Trial:

@@ -43,6 +43,7 @@ from spos.errors import ConstraintError, SearchError, SposError
 from spos.files import open_atomic
 from spos.search.arguments import COST_TABLE, ExperimentPaths, build_search, complete_arguments
 from spos.search.feasible import FeasibleSpace, check_search_space
+from spos.search.launch import RETRY_VARIABLE
 from spos.search.nni_server import NniServer
 from spos.search.record import Result, SearchRecord, read_result
 from spos.search.results import STATE_FILE
@@ -185,6 +186,8 @@ class SearchTuner(Tuner):
         """Continue the search (``nnictl resume``)."""
         with self._event():
             self._record.load()
+            if os.environ.get(RETRY_VARIABLE) == "1":
+                self._record.retry_failed()
             self._is_resumed = True
             _logger.info("the search continues in round %d", self._search.round)
 
@@ -206,6 +209,8 @@ class SearchTuner(Tuner):
                 _logger.error("the search stops", exc_info=not is_known)
                 text = str(problem) if is_known else f"{type(problem).__name__}: {problem}"
                 self._problem = self._problem or text
+                with contextlib.suppress(Exception):  # a full disk may be the problem
+                    self._record.save(self._problem)
             self._send_problem()
 
     def _follow_up(self) -> None:
@@ -214,7 +219,8 @@ class SearchTuner(Tuner):
             self._problem = (
                 f"{search.failures_in_a_row} evaluations failed in a row, the last with: "
                 f"{self._record.last_failure}; look into search.jsonl and the trials' stderr, mend "
-                "the cause, then continue with `python -m spos search resume`"
+                "the cause, then continue with `python -m spos search resume` (with --retry-failed "
+                "also where evaluations have failed twice)"
             )
         answers: list[tuple[int, Choices]] = []
         while (

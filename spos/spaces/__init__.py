@@ -30,7 +30,7 @@ SPACES: dict[str, type[ModelSpace]] = {
 
 DEFAULT_IMAGE_SIZE = 224  # of a space that does not say
 
-_COMMON_OPTIONS = ("image_size", "num_classes")
+COMMON_OPTIONS = ("image_size", "num_classes")
 
 
 def load_space_class(name: str, *, allow_import: bool = False) -> type[ModelSpace]:
@@ -158,8 +158,8 @@ def _arguments(
             arguments[option] = value
         elif option == "num_classes" and "num_labels" in parameters:
             arguments["num_labels"] = value
-        elif option not in (*_COMMON_OPTIONS, "affine"):
-            known = sorted({*_COMMON_OPTIONS, *parameters} - {"affine"})
+        elif option not in (*COMMON_OPTIONS, "affine"):
+            known = sorted({*COMMON_OPTIONS, *parameters} - {"affine"})
             raise ConfigError(
                 f"the search space {name!r} has no option {option!r}; it has {', '.join(known)}"
             )

@@ -244,6 +244,22 @@ def read_settings(path: Path | str, *, stage: str | None = None) -> RunSettings:
     return RunSettings(str(found), config, runtime)
 
 
+def open_supernet_settings(path: Path | str) -> tuple[RunSettings, Path]:
+    """The settings of a supernet's run and its cost table, which is written before it trains.
+
+    Raises:
+        ConfigError: as `read_settings`, or if there is no cost table.
+    """
+    settings, costs = read_settings(path, stage="supernet"), Path(path) / "cost.json"
+    if not os.path.exists(costs):
+        raise ConfigError(
+            f"{path}: has no cost.json, so that this run never began training, or it was removed; "
+            f"repeat the run's command (`python supernet.py --run-dir {shlex.quote(str(path))}` "
+            "with the flags that it had)"
+        )
+    return settings, costs
+
+
 def show_log() -> None:
     """Print the package's log messages on standard error."""
     logger = logging.getLogger("spos")

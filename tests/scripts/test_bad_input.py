@@ -252,6 +252,19 @@ CASES = {
         "tester", ("arch.json", "'shufflenetv2'", "TinySpace"), ("--arch", "arch.json"),
         change=write_arch(**OTHER_SPACE), run="supernet",
     ),
+    "architecture for other images, tester": Case(
+        "tester", ("arch.json: is another network", "image_size is 16, expected 8", "spos convert"),
+        ("--arch", "arch.json"), change=write_arch(options={"image_size": 16, "num_classes": 3}),
+        run="supernet",
+    ),
+    "architecture for other classes, tester": Case(
+        "tester", ("arch.json: is another network", "num_classes is 5, expected 3", "--to nni3"),
+        ("--arch", "arch.json"), change=write_arch(options={"num_classes": 5}), run="supernet",
+    ),
+    "architecture with another layer, tester": Case(
+        "tester", ("arch.json: is another network", "normalize is False, expected True"),
+        ("--arch", "arch.json"), change=write_arch(options={"normalize": False}), run="supernet",
+    ),
     "unknown candidate": Case(
         "scratch", ("arch.json", "layer_2 is 'k9'", "'k5'"),
         change=write_arch(choices={"layer_2": "k9"}),
@@ -360,6 +373,11 @@ CASES = {
     "run without a checkpoint": Case(
         "tester", ("supernet", "no checkpoint yet", "supernet.py"), ("--arch", "arch.json"),
         change=remove("supernet/checkpoints"), run="supernet",
+    ),
+    "run that was killed before it began training": Case(
+        "tester", ("supernet: has no cost.json", "never began training", "supernet.py --run-dir"),
+        ("--arch", "arch.json"), change=remove("supernet/cost.json", "supernet/checkpoints"),
+        run="supernet",
     ),
     # run folders
     "folder that is no run": Case(

@@ -7,17 +7,24 @@ import runpy
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from commands import COMMON, OPTIONS
 from forked import ROOT, run_script
+from tiny_space import TINY
 
+from spos.__main__ import main
 from spos.architecture import Architecture, save_architecture
 from spos.cost.table import CostTable
-from spos.errors import CheckpointError, ConfigError
+from spos.errors import ArchitectureError, CheckpointError, ConfigError, SearchError
 from spos.evaluation.accuracy import Accuracy, check_finite
 from spos.evaluation.build import open_supernet_run
+from spos.evaluation.candidates import Candidates
+from spos.evaluation.settings import EvaluationSettings
 from spos.files import read_json, write_json
 from spos.training.checkpoint import latest_checkpoint, save_checkpoint
 
@@ -161,6 +168,83 @@ def test_images_may_have_moved(workspace, scores):
     shutil.copy(workspace.folder / "other_0.json", workspace.folder / "copy.json")
     again = workspace.tester("--json", "--data-dir", "moved", "--arch", "copy.json")
     assert results(again) == [scores[name]]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"image_size": 8}, {"image_size": 8, "num_classes": 3, "dropout": 0.5}]
+)
+def test_options_that_make_the_same_network_do_not_matter(workspace, scores, options):
+    arch = read_json(workspace.folder / "other_0.json")
+    (workspace.folder / "same.json").write_text(json.dumps({**arch, "options": options}))
+    again = workspace.tester("--json", "--arch", "same.json")
+    assert results(again) == [scores["other_0.json"]]
+
+
+def test_result_that_cannot_be_kept_counts_all_the_same(workspace, monkeypatch, caplog):
+    def refuse(path, _):
+        raise OSError(28, "No space left on device", str(path))
+
+    run_dir = workspace.folder / "supernet"
+    candidates = Candidates(EvaluationSettings(run_dir, space=TINY, device="cpu", workers=0))
+    choices = {"layer_1": "k5", "layer_2": "k5", "layer_3": "k5"}
+    monkeypatch.setattr("spos.evaluation.results.append_journal", refuse)
+    result = candidates.score(choices)
+    assert "evaluations.jsonl: cannot be written (No space left on device)" in caplog.text
+    assert not (run_dir / "evaluations.jsonl").exists()
+    monkeypatch.undo()
+    assert candidates.score(choices) == result
+    assert len((run_dir / "evaluations.jsonl").read_text().splitlines()) == 1
+
+
+@dataclass
+class ReportedTrial:
+    """Stands for NNI's: keeps what is reported, with what the trial says of its supernet."""
+
+    parameters: dict
+    supernet: dict | None = None
+    reports: list = field(default_factory=list)
+
+    def report_intermediate(self, _):
+        pass
+
+    def report_final(self, value):
+        self.reports.append((value["top1"], self.supernet))
+
+    def report_failure(self, reason):
+        self.reports.append((reason, self.supernet))
+
+
+def test_trial_says_which_supernet_it_evaluates_with(workspace, monkeypatch):
+    choices = {"layer_1": "k1", "layer_2": "k1", "layer_3": "k1"}
+    trials = [ReportedTrial(choices), ReportedTrial({**choices, "layer_3": "k9"})]
+    waiting = iter(trials)
+    monkeypatch.setattr("spos.search.trial.start_trial", lambda: next(waiting))
+    monkeypatch.chdir(workspace.folder)
+    words = ["--run-dir", "supernet", *COMMON, "--idle-seconds", "0"]
+    monkeypatch.setattr(sys, "argv", ["tester.py", *words])
+    tester = runpy.run_path(str(ROOT / "tester.py"))
+    tester["main"]()
+    with pytest.raises(ArchitectureError):
+        tester["main"]()
+    expected = {"space": TINY, "options": OPTIONS}
+    ((top1, supernet),), ((reason, same),) = (each.reports for each in trials)
+    assert 0 <= top1 <= 1 and "layer_3 is 'k9'" in reason and supernet == same == expected
+
+
+def test_search_by_the_costs_of_another_supernet_stops(workspace, monkeypatch):
+    monkeypatch.chdir(workspace.folder)
+    stale = read_json("supernet/cost.json")
+    stale["options"]["image_size"] = 16
+    write_json("stale.json", stale)
+    tuner = {
+        "className": "spos.search.tuner.RandomTuner",
+        "classArgs": {"cost_table": "stale.json"},
+    }
+    Path("config.yml").write_text(yaml.safe_dump({"tuner": tuner}))
+    words = ["--config", "config.yml", "--run-dir", "supernet", "--output-dir", "out", *COMMON]
+    with pytest.raises(SearchError, match="image_size is 8, expected 16.*nnictl ss_gen"):
+        main(["search", "run", *words])
+    assert not Path("out/search.jsonl").exists()
 
 
 # --- what is not evaluated -----------------------------------------------------------------------

@@ -37,6 +37,7 @@ from spos.files import read_journal
 from spos.search import tuner as tuner_module
 from spos.search.arguments import METHODS, ExperimentPaths, build_search
 from spos.search.history import FAILED
+from spos.search.launch import RETRY_VARIABLE
 from spos.search.local import run_search
 from spos.search.nni_server import NniTrial
 from spos.search.results import JOURNAL, read_entries
@@ -176,6 +177,19 @@ class Histories(RuleBasedStateMachine):
             value = {"default": 0.0, "arch": trial.choices, "error": {"reason": "out of memory"}}
         self.nni.report(trial, value)
 
+    @rule(count=st.integers(1, 15))
+    def go_wrong(self, count):
+        """Some trials fail, one after the other, as on a full disk."""
+        for _ in range(count):
+            running = self.nni.running
+            if not running:
+                self.advance()
+            elif running[0].value is not None:
+                self.nni.end(running[0])
+            else:
+                self.num_failed[identify(running[0].choices)] += 1
+                self.nni.report(running[0], {"default": None, "arch": running[0].choices})
+
     @precondition(lambda self: self.nni.running)
     @rule(data=st.data())
     def end(self, data):
@@ -245,6 +259,28 @@ class Histories(RuleBasedStateMachine):
             self.resume(rerun)
         self.num_steps_left = math.inf
 
+    @precondition(lambda self: self.excluded)
+    @rule(num_steps=st.integers(0, 6), rerun=st.sets(st.sampled_from(range(MAX_CONCURRENCY))))
+    def retry_failed(self, num_steps, rerun):
+        """`search resume --retry-failed`, or killed while it writes and then resumed without."""
+        self.is_comparable = False  # others were bred without them
+        self.ended_after.clear()  # it may have finished
+        excluded, self.num_steps_left = self.excluded, num_steps
+        try:
+            with self.patch.context() as patch:
+                patch.setenv(RETRY_VARIABLE, "1")
+                self.resume(rerun)
+            assert not self.excluded
+        except Killed:
+            self.num_steps_left = math.inf
+            self.resume(rerun)
+            assert self.excluded in ([], excluded)
+        self.num_steps_left = math.inf
+        for each in {*excluded}.difference(self.excluded):
+            del self.num_failed[each]
+        failed = {each.id for each in read_entries(self.folder) if each.score is None}
+        assert failed == {*self.excluded}
+
     def resume(self, places):
         rerun = [each for place, each in enumerate(self.nni.running) if place in places]
         tuner = self.make_tuner(is_resumed=True)
@@ -258,10 +294,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def only_what_failed_twice_is_excluded(self):
-        search = self.nni.tuner._search
-        for genes, known in search.history.items():
-            if known.status == FAILED:
-                assert self.num_failed[identify(search.space.choices(genes))] >= MAX_ATTEMPTS
+        assert all(self.num_failed[each] >= MAX_ATTEMPTS for each in self.excluded)
 
     @invariant()
     def nothing_is_forgotten(self):
@@ -284,6 +317,16 @@ class Histories(RuleBasedStateMachine):
     @property
     def scored(self) -> list[dict]:
         return [each.choices for each in self.nni.tuner._search.ranking()]
+
+    @property
+    def excluded(self) -> list[str]:
+        search = self.nni.tuner._search
+        every = search.history.items()
+        return [
+            identify(search.space.choices(genes))
+            for genes, known in every
+            if known.status == FAILED
+        ]
 
     @property
     def without_score(self) -> list[Trial]:

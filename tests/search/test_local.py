@@ -145,6 +145,46 @@ def test_failures_are_tried_once_more_and_kept_with_their_reason(tmp_path):
     assert all(each.metrics["top1"] == 0.5 for each in entries if each.score is not None)
 
 
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_failed_candidates_are_tried_again_if_asked(tmp_path, rounds):
+    """Where nothing was bred without them, the search is the one that never failed."""
+    seen, is_mended = [], False
+
+    def evaluate(choices):
+        seen.append(choices)
+        if choices["layer_1"] == "k3" and not is_mended:
+            raise OSError("No space left on device")
+        return toy_score(choices)
+
+    def search(**arguments):
+        run_search(make_search(max_failures=100, rounds=rounds), evaluate,
+                   folder=tmp_path / "out", **arguments)  # fmt: skip
+
+    search()
+    failed = [each.choices for each in read_entries(tmp_path / "out") if each.score is None]
+    assert 0 < len(failed) < 6 * rounds
+    seen.clear()
+    search(retries_failed=True)  # nothing was mended
+    assert seen == failed * 2
+    is_mended = True
+    seen.clear()
+    search()
+    assert seen == []
+    search(retries_failed=True)
+    assert seen == failed
+    entries = read_entries(tmp_path / "out")
+    assert [each.score for each in entries] == [toy_score(each.choices) for each in entries]
+    assert len((tmp_path / "out" / "search.jsonl").read_text().splitlines()) == 6 * rounds
+    for number in range(1, rounds + 1):
+        known = [each for each in entries if each.round <= number]
+        best = [each.id for each in sorted(known, key=lambda each: -each.score)][:10]
+        files = sorted((tmp_path / "out" / "checkpoints" / f"round_{number:03d}").iterdir())
+        assert [file.stem[3:] for file in files] == best
+    if rounds == 1:
+        run_search(make_search(rounds=1), toy_score, folder=tmp_path / "whole")
+        assert sorted(outcome(tmp_path / "out")) == sorted(outcome(tmp_path / "whole"))
+
+
 def test_search_of_only_failures_stops_and_can_be_continued(tmp_path):
     def fail(_):
         raise RuntimeError("no GPU")
@@ -270,6 +310,18 @@ def test_flags_replace_what_the_file_says(folder):
     assert main(flags) == 0
 
 
+def test_flag_evaluates_again_what_failed(folder, capsys, monkeypatch):
+    monkeypatch.setattr(search_run, "build_evaluation", lambda _: {}.__getitem__)  # fails
+    assert main(list(FLAGS)) == 0
+    said = capsys.readouterr().out
+    assert "4 failed\nagain, once the cause is mended: " in said
+    assert "python -m spos search run ... --retry-failed" in said
+    monkeypatch.setattr(search_run, "build_evaluation", lambda _: toy_score)
+    assert main([*FLAGS, "--retry-failed"]) == 0
+    said = capsys.readouterr().out
+    assert "4 candidates evaluated, 0 failed" in said and "again, once" not in said
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -370,6 +422,13 @@ def test_missing_supernet_is_named_with_what_makes_one(folder):
     hint = "gone: is not a run folder .*run `python supernet.py --run-dir gone` first"
     with pytest.raises(ConfigError, match=hint):
         main([*FLAGS, "--run-dir", "gone"])
+    assert not (folder / "out").exists()
+
+
+def test_supernet_that_never_began_training_is_named(folder):
+    (folder / "supernet" / "cost.json").unlink()
+    with pytest.raises(ConfigError, match="supernet: has no cost.json.*never began.*repeat"):
+        main(list(FLAGS))
     assert not (folder / "out").exists()
 
 

@@ -90,6 +90,22 @@ def test_search_whose_trials_all_fail_says_why(lab):
     assert not lab.processes()
 
 
+def test_finished_search_evaluates_again_what_failed(lab):
+    lab.configure(rounds=1, population=2, trial="--fail always")
+    out, err = lab.search("start", "--config", "config.yml").communicate(timeout=120)
+    (known,) = lab.experiments
+    assert "0 candidates evaluated, 2 failed" in out, err
+    assert f"python -m spos search resume {known.id} --retry-failed" in out
+    assert lab.evaluated().total() == 4
+    (lab.folder / "mended").touch()
+    process = lab.search("resume", known.id, "--retry-failed")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "2 candidates evaluated, 0 failed" in out
+    check_scores(lab.entries(), 2)
+    assert set(lab.evaluated().values()) == {3} and not lab.processes()
+
+
 def test_hanging_trial_is_ended_tried_again_and_excluded(lab):
     """NNI's maxTrialDuration: SIGINT, which this trial ignores, and SIGKILL five seconds later."""
     search = Search(FeasibleSpace(toy_table(), [Constraint("macs", 0, LIMIT)]), Evolution(1, 4))

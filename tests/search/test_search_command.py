@@ -1,10 +1,12 @@
 """`python -m spos search best`, progress and signals: pytest tests/search/test_search_command.py"""
 
+import contextlib
 import io
 import json
 import os
 import shlex
 import signal
+import sqlite3
 import subprocess
 import threading
 from pathlib import Path
@@ -149,6 +151,48 @@ def test_experiment_that_still_runs_is_not_resumed(home):
     (home / "nni-experiments" / ".experiment").write_text(json.dumps({"live": entry}))
     with pytest.raises(SearchError, match=r"still runs.*nnictl stop live"):
         resume_experiment("live", port=0)
+
+
+def add_database(folder, params):
+    """NNI's, with two revisions of the experiment's configuration."""
+    (folder / "db").mkdir()
+    with contextlib.closing(sqlite3.connect(folder / "db" / "nni.sqlite")) as database, database:
+        database.execute("CREATE TABLE ExperimentProfile (params text, id text, revision integer)")
+        for revision, each in ((2, params), (1, {"maxTrialNumber": 3})):
+            row = json.dumps(each), folder.name, revision
+            database.execute("INSERT INTO ExperimentProfile VALUES (?, ?, ?)", row)
+
+
+@pytest.mark.parametrize("budget", [{"maxTrialNumber": 14}, {}])
+def test_what_failed_is_tried_again_by_more_trials(home, monkeypatch, budget):
+    add_experiment(home / "nni-experiments", "one", [0.9, None])
+    folder = home / "nni-experiments" / "one"
+    write_state(folder)  # of 12 candidates
+    add_database(folder, {"trialConcurrency": 1, **budget})
+    begun = []
+    monkeypatch.setattr(search_command, "check_port", lambda _: None)
+    monkeypatch.setattr(search_command, "_guarded", lambda begin, planned: begin() or planned)
+    monkeypatch.setattr(launch, "_connect", lambda _: None)
+    monkeypatch.setattr(launch, "_run_nnictl", lambda words, **given: begun.append((words, given)))
+    for flags, number in (((), 14), (("--retry-failed",), 14 + 2 * 12)):
+        assert main(["search", "resume", "one", *flags]) == 12
+        assert begun.pop() == (
+            ["resume", "one", "--port", "8080"], {launch.RETRY_VARIABLE: str(len(flags))}
+        )  # fmt: skip
+        with contextlib.closing(sqlite3.connect(folder / "db" / "nni.sqlite")) as database:
+            (text,) = database.execute("SELECT params FROM ExperimentProfile WHERE revision = 2")
+        expected = {"maxTrialNumber": number} if budget else {}
+        assert json.loads(*text) == {"trialConcurrency": 1, **expected}
+    (folder / "db" / "nni.sqlite").write_text("spoilt")
+    with pytest.raises(SearchError, match=r"nni\.sqlite: is not NNI's database"):
+        main(["search", "resume", "one", "--retry-failed"])
+
+
+def test_search_without_a_state_has_nothing_to_try_again(home, monkeypatch):
+    monkeypatch.setattr(search_command, "check_port", lambda _: None)
+    add_experiment(home / "nni-experiments", "theirs", [])
+    with pytest.raises(SearchError, match=r"--retry-failed: .*search\.json is not there"):
+        main(["search", "resume", "theirs", "--retry-failed"])
 
 
 def test_damaged_journal_is_named(home):

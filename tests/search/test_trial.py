@@ -110,6 +110,20 @@ def test_trial_asks_and_reports(serve, prefix):
     assert set(manager.requests) == {f"{prefix}/env/local-env/abcde"}
 
 
+def test_reports_say_what_was_evaluated_with(serve):
+    manager = serve(Manager())
+    trial = start_trial()
+    trial.supernet = {"space": "toy", "options": {"image_size": 32}}
+    trial.report_final({"default": 0.5, "arch": trial.parameters})
+    trial.report_failure("out of memory")
+    values = [json.loads(each["value"]) for each in manager.metrics]
+    assert [each["supernet"] for each in values] == [trial.supernet] * 2
+    for size, is_foreign in ((32, False), (64, True)):
+        spec = SearchSpec("toy", {"image_size": size}, {"layer_1": ("k3", "k5")})
+        found = [read_result(each, spec, expected=None) for each in values]
+        assert [each.is_foreign for each in found] == [is_foreign] * 2
+
+
 def test_metrics_wait_until_the_manager_knows_the_trial(serve):
     manager = serve(Manager(num_unfiled=5))
     start_trial().report_final({"default": 0.5})

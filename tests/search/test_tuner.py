@@ -270,6 +270,36 @@ def test_stale_search_space_ends_the_experiment(folder):
     assert "stale" in error and "ss_gen" in error
 
 
+def test_another_supernet_than_that_of_the_costs_ends_the_experiment(folder, monkeypatch):
+    """`nnictl ss_gen` was not repeated after the supernet was trained with other options."""
+    monkeypatch.setenv(PAIRED_VARIABLE, "1")
+    size = 64
+    nni = Nni(make_tuner(folder), concurrency=1)
+    nni.evaluate = lambda choices: {
+        **final(choices), "supernet": {"space": "toy", "options": {"image_size": size}}
+    }  # fmt: skip
+    nni.run()
+    (error,) = nni.errors
+    assert "image_size is 64, expected 32" in error
+    assert "nnictl ss_gen" in error and "search start" in error
+    assert len(nni.evaluated) == 1 and read_entries(folder / "log") == []
+    state = json.loads((folder / "checkpoint" / "search.json").read_text())
+    assert state["problem"] in error
+    nni.evaluated.clear()
+    size = 32  # that supernet is brought back
+    crash_and_resume(folder, nni, rerun=[])
+    nni.run()
+    check_evaluated_once(folder, nni)
+
+
+def test_other_things_that_trials_say_of_a_supernet_are_not_looked_at(folder):
+    nni = Nni(make_tuner(folder, rounds=1), concurrency=1)
+    told = iter(["big", 3, None, {}, {"options": 1}, {"top1": 0.5}])
+    nni.evaluate = lambda choices: {**final(choices), "supernet": next(told)}
+    nni.run()
+    assert len(read_entries(folder / "log")) == 6 and not nni.errors
+
+
 def test_full_disk_ends_the_experiment_without_raising(folder, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
