@@ -84,6 +84,8 @@ def test_table_of_recipes_is_that_of_the_code():
     for preset in PRESETS.values():
         if preset.image_size:
             assert f"at {preset.image_size} pixels | supernet" in README
+        for options in preset.space_options.values():
+            assert f"in {sum(options['stage_depths'])} layers at" in README
         for stage in ("supernet", "scratch"):
             recipe = getattr(preset, stage)
             assert (

@@ -134,7 +134,8 @@ def test_macs_are_uniform_over_the_published_range(shufflenet, draws):
 def test_published_options_are_the_defaults_of_the_space():
     parameters = inspect.signature(vars(ShuffleNetV2Space)["_init_wrapped"]).parameters
     defaults = {name: each.default for name, each in parameters.items()}
-    defaults["stage_widths"] = list(defaults["stage_widths"])
+    for name in ("stage_widths", "stage_depths"):
+        defaults[name] = list(defaults[name])
     del defaults["self"], defaults["affine"]  # of the network, not of the space
     assert defaults == PUBLISHED_OPTIONS
 
@@ -145,6 +146,7 @@ def test_published_options_are_the_defaults_of_the_space():
         ({}, True),
         ({"layout": "canonical", "stage_widths": [64, 160, 320, 640]}, True),
         ({"layout": "canyonwind"}, False),
+        ({"stage_depths": [4, 4, 8, 3]}, False),
         ({"head": "mobilenetv3"}, False),
         ({"channel_scales": [0.5, 1.0]}, False),
         ({"image_size": 192}, False),
