@@ -19,6 +19,7 @@ from spos.architecture import Architecture, load_architecture, save_architecture
 from spos.commands import search_run
 from spos.cost.constraints import parse_constraint_flags, write_constraints
 from spos.errors import ConfigError, SearchError
+from spos.files import writing
 from spos.flag_values import positive, to_path
 from spos.search.arguments import METHODS
 from spos.search.experiment import Changes, check_port, prepare_experiment
@@ -247,17 +248,13 @@ def _write_top(
             "most as many, or search on"
         )
     if not folder.name:  # `.`, which cannot give way to a folder
-        raise SearchError(f"--output-dir {folder}: name a new folder, such as runs/top")
+        raise ConfigError(f"--output-dir {folder}: name a new folder, such as runs/top")
     chosen = [
         Architecture(best.space, best.options, each.choices, each.metrics)
         for each in ranking[:number]
     ]
-    try:
+    with writing(f"--output-dir {folder}", advice="; name a new folder"):
         return save_ranking(folder, chosen)
-    except OSError as problem:
-        raise SearchError(
-            f"--output-dir {folder}: cannot be written ({problem.strerror}); name a new folder"
-        ) from None
 
 
 def _find_search(target: str | None, experiments_dir: Path | None) -> tuple[str | None, Path]:

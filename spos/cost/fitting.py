@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from spos.architecture import Architecture, load_architecture
+from spos.architecture import Architecture, describe_differences, load_architecture
 from spos.cost.prediction import Prediction
 from spos.cost.table import CostTable, Term
 from spos.errors import ConfigError
@@ -158,16 +158,13 @@ def _check_metric(metric: str, table: CostTable) -> None:
 
 
 def _check_networks(table: CostTable, measurements: Iterable[Measurement]) -> None:
-    options = dict(table.spec.options)
     for each in measurements:
         table.spec.check_architecture(each.arch, source=str(each.path))
-        own = dict(each.arch.options)
-        for name in {**options, **own}:
-            if own.get(name) != options.get(name):
-                raise ConfigError(
-                    f"{each.path}: has the {name} {own.get(name)!r}, the cost table "
-                    f"{options.get(name)!r}; give the networks' own --table and options"
-                )
+        if differences := describe_differences(each.arch.options, table.spec.options):
+            raise ConfigError(
+                f"{each.path}: is another network than those of the cost table ({differences}); "
+                "give the networks' own --table and options"
+            )
 
 
 def _design(table: CostTable, archs: Sequence[Architecture], source: str) -> np.ndarray:

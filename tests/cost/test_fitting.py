@@ -186,7 +186,7 @@ def test_networks_of_another_space_are_refused():
     with pytest.raises(ArchitectureError, match=r"\.json: .*space 'toy', expected 'other'"):
         fit(make_table(SearchSpec("other", SPEC.options, SPEC.choices)), networks)
     larger = SearchSpec("toy", {"image_size": 64}, SPEC.choices)
-    with pytest.raises(ConfigError, match="has the image_size 32, the cost table 64"):
+    with pytest.raises(ConfigError, match=r"cost table \(image_size is 32, expected 64\)"):
         fit(make_table(larger), networks)
     with pytest.raises(ArchitectureError, match="layer_1 is 'b', expected one of"):
         fit(table.restrict({"layer_1": "ac"}), networks)
@@ -325,7 +325,7 @@ def test_command_adds_the_cost_to_the_table(phone, capsys):
         (["zoo:megvii"], "zoo:megvii is not a search space, and --fit is about one"),
         (["nasbench_macro", "--table", "cost.json"], "is the cost table of 'tiny_space:TinySpace'"),
         (["nasbench_macro"], "is an architecture of the search space 'tiny_space:TinySpace'"),
-        ([TINY, "--image-size", "9"], "has the image_size 8, the cost table 9; give the networks'"),
+        ([TINY, "--image-size", "9"], "table (image_size is 8, expected 9); give the networks'"),
         ([TINY, "--metric", "params", "--table", "cost.json"], "--metric params: expected a name"),
     ],
 )

@@ -18,7 +18,7 @@ from toy_trial import toy_spec
 from spos.__main__ import main
 from spos.architecture import load_architecture
 from spos.commands import search as search_command
-from spos.errors import SearchError
+from spos.errors import ConfigError, SearchError
 from spos.search import launch
 from spos.search.launch import (
     KnownExperiment,
@@ -231,7 +231,7 @@ def test_best_few_are_written_as_the_search_wrote_them(home, capsys):
     assert [each.read_bytes() for each in written] == [each.read_bytes() for each in kept]
     assert capsys.readouterr().out.splitlines()[-3:] == [f"wrote {each}" for each in written]
     for folder in ("top", ".", "top/" + written[0].name, "top/" + written[0].name + "/x"):
-        with pytest.raises(SearchError, match=r"--output-dir .*: .*name a new folder"):
+        with pytest.raises(ConfigError, match=r"--output-dir .*: .*name a new folder"):
             main([*words, folder])
     assert sorted(Path("top").iterdir()) == written and sorted(home.iterdir()) == [home / "top"]
     assert main([*words, "new/top", "--json"]) == 0
