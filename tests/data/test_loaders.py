@@ -309,10 +309,12 @@ def test_ending_the_process_group_lets_training_finish(
 ) -> None:
     """A scheduler's SIGTERM, or Ctrl-C, reaches workers too, but a checkpoint is to be written."""
     images = make_images(12)
+    handle = f"        signal.signal({stop:d}, lambda *_: stop.set())\n"  # workers run already
     script = (
         "import signal, sys, threading\n"
         "stop = threading.Event()\n"
-        f"signal.signal({stop:d}, lambda *_: stop.set())\n" + SCRIPT + "        if stop.is_set():\n"
+        + SCRIPT.replace("        print(", f"{handle}        print(")
+        + "        if stop.is_set():\n"
         "            list(loader.epoch(epoch))\n"
         "            sys.exit(143)\n"
     )
