@@ -31,9 +31,11 @@ $(RUNS)/best.json: $(VENV)/.installed
 	  --rounds 3 --population 10 --concurrency 2
 	$(BIN)/python -m spos search best --experiments-dir $(RUNS)/search --output $@
 
-# Three processes share the files of tests, on two cores: many of them wait for NNI.
+# Three processes share the files of tests, on two cores, in the order of tests/conftest.py: many of
+# them wait for NNI. More threads than one would only wait for each other.
+test: export OMP_NUM_THREADS ?= 1
 test: lint
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def tiny_spaces() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that wait for NNI come first; pytest-xdist sorts all by number of tests again."""
+    """Files that wait for NNI come first, then those with most tests: the last ones are short, so
+    that all processes have something to do until the end."""
     waiting = {item.path for item in items if item.get_closest_marker("nni")}
-    items.sort(key=lambda item: item.path not in waiting)
+    num_tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.path not in waiting, -num_tests[item.path], item.path))

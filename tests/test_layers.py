@@ -192,7 +192,7 @@ import contextlib, sys
 from spos.__main__ import main
 with contextlib.suppress(SystemExit):
     main(sys.argv[1:])
-print([heavy for heavy in ("torch", "nni") if heavy in sys.modules])
+print([heavy for heavy in ("torch", "nni", "scipy") if heavy in sys.modules])
 """
 
 WATCH = """
@@ -236,7 +236,7 @@ def test_search_side_never_loads_torch():
     [("search", "best", "tests/assets/0.1.0/search"), ("bench", "nasbench-macro", "--help"),
      ("summary", "--help"), ("zoo",)],
 )  # fmt: skip
-def test_commands_of_the_search_side_never_load_torch(words):
+def test_commands_of_the_search_side_load_neither_torch_nor_scipy(words):
     # `spos.__main__` loads the modules of all commands, whichever is run.
     *_, loaded = run_python(COMMAND, *words).splitlines()
     assert loaded == "[]"

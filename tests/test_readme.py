@@ -1,6 +1,5 @@
 """What the README says is so: its files, its commands and their flags, its recipes, its Python."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -13,7 +12,7 @@ import torch
 from forked import ROOT
 from PIL import Image
 
-from spos.__main__ import COMMANDS
+from spos.__main__ import COMMANDS, main
 from spos.spaces import build_subnet, space_spec
 from spos.subnet import save_subnet
 from spos.supernet import Supernet
@@ -33,17 +32,23 @@ def commands():
 
 
 @cache
-def flags_of(*program):
+def flags_of_script(path: str) -> set[str]:
     done = subprocess.run(
-        [sys.executable, *program, "--help"],
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [sys.executable, path, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", done.stdout))
+    return flags_in(done.stdout)
+
+
+def flags_of_command(words: list[str], capsys) -> set[str]:
+    with pytest.raises(SystemExit) as end:
+        main([*words, "--help"])
+    assert end.value.code == 0
+    return flags_in(capsys.readouterr().out)
+
+
+def flags_in(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text))
 
 
 def test_layout_names_files_that_exist():
@@ -56,7 +61,8 @@ def test_layout_names_files_that_exist():
 
 
 @pytest.mark.slow
-def test_commands_exist_with_their_flags():
+def test_commands_exist_with_their_flags(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     seen = 0
     for words in commands():
         while "=" in words[0]:
@@ -69,10 +75,10 @@ def test_commands_exist_with_their_flags():
         if words[1:3] == ["-m", "spos"]:
             assert words[3] in COMMANDS, words
             action = [words[4]] if words[3] in ("bench", "data", "search") else []
-            known = flags_of("-m", "spos", words[3], *action)
+            known = flags_of_command([words[3], *action], capsys)
         else:
             assert (ROOT / words[1]).exists(), words
-            known = flags_of(words[1])
+            known = flags_of_script(words[1])
         given = {word.split("=")[0] for word in words if word.startswith("--")}
         assert given <= known, (words, given - known)
         seen += 1
