@@ -1,6 +1,7 @@
 """`python -m spos rank`: how well a trained supernet ranks architectures of known accuracy.
 
-Imports the search side and `spos.evaluation.settings`; torch and matplotlib when it runs.
+Imports the search side and `spos.evaluation.settings`; `spos.report`, torch and matplotlib when it
+runs.
 """
 
 from __future__ import annotations
@@ -11,10 +12,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from spos.architecture import Architecture
+from spos.errors import ConfigError
 from spos.evaluation.settings import add_evaluation_flags, read_evaluation_flags
 from spos.flag_values import positive, to_path
 from spos.search.ranking import Agreement, draw_architectures, measure_agreement, read_truth
+
+if TYPE_CHECKING:
+    from spos.evaluation.build import TrainedSupernet
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +31,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--truth",
         type=to_path,
         default=Path("data/nas-bench-macro_cifar10.json"),
-        metavar="FILE",
-        help='the table of NAS-Bench-Macro, or [{"choices": {...}, "top1": 0.71}, ...] '
-        "(%(default)s)",
+        metavar="FILE|DIR",
+        help='the table of NAS-Bench-Macro, [{"choices": {...}, "top1": 0.71}, ...], or a folder '
+        "with runs of scratch.py (%(default)s)",
     )
     parser.add_argument(
         "--count", type=positive, default=200, help="architectures, drawn at random (%(default)s)"
@@ -47,7 +54,11 @@ def run(args: argparse.Namespace) -> int:
     from spos.evaluation.build import open_supernet_run
     from spos.evaluation.candidates import Candidates
 
-    truth = read_truth(args.truth, open_supernet_run(args.run_dir).spec)
+    supernet = open_supernet_run(args.run_dir)
+    if args.truth.is_dir():
+        truth = read_trainings(args.truth, supernet)
+    else:
+        truth = read_truth(args.truth, supernet.spec)
     archs = draw_architectures(truth, count=args.count, seed=args.seed)
     candidates = Candidates(read_evaluation_flags(args))
     found = {}
@@ -65,6 +76,51 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         _plot(scores, accuracies, agreement, args.plot)
     return 0
+
+
+def read_trainings(folder: Path, supernet: TrainedSupernet) -> dict[Architecture, float]:
+    """True accuracies as trainings from scratch found them: of several of one, their mean.
+
+    A training that has not ended is left out, and named on stderr.
+
+    Args:
+        folder: holds run folders of scratch.py.
+        supernet: of which all must be parts.
+
+    Raises:
+        ConfigError: if one is another network, or some were measured on held-out images and others
+            on test images.
+        ArchitectureError: if the settings of one do not say what it trains.
+    """
+    from spos.report.sources import collect
+
+    found: dict[Architecture, list[float]] = {}
+    kinds: dict[str, Path] = {}
+    sources = collect([str(folder)])
+    for problem in (*sources.problems, *(each for run in sources.runs for each in run.problems)):
+        print(problem, file=sys.stderr)
+    for run in sources.of_stage("scratch"):
+        metric = run.final_metric(1)
+        if metric not in run.curves:
+            print(f"{run.path}: is not finished and left out", file=sys.stderr)
+            continue
+        kinds.setdefault(run.measured, run.path)
+        trained = run.architecture()
+        arch = supernet.spec.architecture(trained.choices, source=str(run.path))
+        if differences := supernet.differences(trained):
+            raise ConfigError(
+                f"{run.path}: is another network than those of {supernet.path} ({differences}); "
+                "rank the supernet by trainings of its own networks"
+            )
+        found.setdefault(arch, []).append(run.curves[metric].last)
+    if len(kinds) > 1:
+        shown = " and ".join(f"{path} on {kind} ones" for kind, path in sorted(kinds.items()))
+        raise ConfigError(
+            f"{folder}: its runs were measured on different images, {shown}; keep one kind"
+        )
+    if not found:
+        raise ConfigError(f"{folder}: holds no finished run of scratch.py; expected several")
+    return {arch: sum(values) / len(values) for arch, values in found.items()}
 
 
 def _describe(agreement: Agreement) -> str:

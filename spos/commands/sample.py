@@ -1,4 +1,4 @@
-"""`python -m spos sample`: which paths a sampler draws, without training, also as networks.
+"""`python -m spos sample`: which paths a sampler draws, without training; also as files.
 
 Imports `spos.commands` and the samplers; `spos.cost.counting` with torch for a search space,
 matplotlib for a plot.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from spos.architecture import Candidate
-from spos.commands import sample_networks
+from spos.commands.sample_files import write_architectures, write_networks
 from spos.cost.constraints import Constraint, parse_constraint_flags
 from spos.cost.table import CostTable
 from spos.errors import ConfigError
@@ -35,6 +35,8 @@ from spos.training.samplers.coverage import (
 
 COMPARED = ("uniform", *BOXED)
 NUM_DRAWS = 5040
+NUM_NETWORKS = 200
+NUM_ARCHITECTURES = 20
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -55,12 +57,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_path_flags(parser)
     parser.add_argument(
         "--draws", type=positive,
-        help=f"steps of an epoch ({NUM_DRAWS:,d}; with --onnx {sample_networks.NUM_DRAWS})",
+        help=f"steps of an epoch ({NUM_DRAWS:,d}; with --onnx {NUM_NETWORKS}, with --output-dir "
+        f"{NUM_ARCHITECTURES})",
     )  # fmt: skip
     parser.add_argument("--epoch", type=positive, default=1, help="that is drawn (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the samplers (%(default)s)")
     parser.add_argument("--plot", type=to_path, metavar="FILE", help="draw MACs against parameters")
-    parser.add_argument(
+    files = parser.add_mutually_exclusive_group()
+    files.add_argument(
+        "--output-dir", type=to_path, metavar="DIR",
+        help="write the architectures of one sampler (uniform, or constrained if there is a box) "
+        "as ID.json, to be trained for `rank --truth`",
+    )  # fmt: skip
+    files.add_argument(
         "--onnx", type=to_path, metavar="DIR",
         help="write the architectures of one sampler (fair, or constrained if there is a box) as "
         "ID.json and, with random weights, ID.onnx, to be measured for `cost SPACE --fit`",
@@ -74,14 +83,10 @@ def run(args: argparse.Namespace) -> int:
     """Draw from each sampler and print how the draws cover the box."""
     ranges = parse_constraint_flags(args.path_range or (), flag="--path-range")
     parse_warmup(args.channel_warmup)  # before a table is built for minutes
-    names = args.sampler or (COMPARED if ranges else COMPARED[:1])
-    if args.onnx:
-        names = args.sampler or (BOXED[:1] if ranges else ("fair",))
-        if len(names) > 1:
-            raise ConfigError(
-                f"--onnx: is for the paths of one sampler; give one of --sampler {' '.join(names)}"
-            )
-    args.draws = args.draws or (sample_networks.NUM_DRAWS if args.onnx else NUM_DRAWS)
+    names = _samplers(args, has_box=bool(ranges))
+    args.draws = args.draws or (
+        NUM_NETWORKS if args.onnx else NUM_ARCHITECTURES if args.output_dir else NUM_DRAWS
+    )
     table = _open_table(args.target, args.space_options)
     box = find_box(table, ranges)
     paths = {name: _draw(name, table, ranges, args) for name in names}
@@ -96,9 +101,25 @@ def run(args: argparse.Namespace) -> int:
         print(_describe(box, covered))
     if args.plot:
         _plot(draws, covered, box, args.plot)
+    if args.output_dir:
+        write_architectures(args.output_dir, table, paths[names[0]])
     if args.onnx:
-        sample_networks.write_networks(args.onnx, table, paths[names[0]], space=args.space)
+        write_networks(args.onnx, table, paths[names[0]], space=args.space)
     return 0
+
+
+def _samplers(args: argparse.Namespace, *, has_box: bool) -> Sequence[str]:
+    """Those asked for, else those that suit; to write files, one."""
+    flag = "--onnx" if args.onnx else "--output-dir" if args.output_dir else None
+    if flag is None:
+        return args.sampler or (COMPARED if has_box else COMPARED[:1])
+    default = BOXED[0] if has_box else "fair" if args.onnx else "uniform"
+    names = args.sampler or (default,)
+    if len(names) > 1:
+        raise ConfigError(
+            f"{flag}: is for the paths of one sampler; give one of --sampler {' '.join(names)}"
+        )
+    return names
 
 
 def _open_table(target: str, space_options: str | None) -> CostTable:

@@ -1,7 +1,6 @@
 """`python -m spos summary`: what a supernet, its search and trainings from scratch came to.
 
-Imports `spos.architecture`, `spos.commands.report` and `spos.errors`; `spos.report` and torch when
-it runs.
+Imports `spos.commands.report` and `spos.errors`; `spos.report` and torch when it runs.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from spos.architecture import FORMAT_VERSION, Architecture, parse_architecture
 from spos.commands.report import add_target_flags, read_targets
 from spos.errors import ConfigError
 
@@ -100,22 +98,14 @@ def compare(runs: Sequence[TrainingRun]) -> dict[str, Any]:
     """
     found = []
     for run in runs:
-        kind = run.measured.replace("-", "_")
-        names = {f"{run.measured} top-{k}": f"{kind}/top{k}" for k in (1, 5)}
-        arch = _architecture(run)
+        names = {f"{run.measured} top-{k}": run.final_metric(k) for k in (1, 5)}
+        arch = run.architecture()
         found.append((run, arch, _last(run, names)))
     if len(found) == 1:
         ((_, arch, accuracies),) = found
         return {**accuracies, "choices": " ".join(map(str, arch.choices.values()))}
     found.sort(key=lambda each: (each[0].measured, *(-top for top in each[2].values())))
     return {str(run.path): {"architecture": arch.id, **top} for run, arch, top in found}
-
-
-def _architecture(run: TrainingRun) -> Architecture:
-    """What a run of scratch.py trains, as its settings say."""
-    parts = {name: run.config.get(name) for name in ("space", "options", "choices")}
-    text = json.dumps({"version": FORMAT_VERSION, **parts})
-    return parse_architecture(text, source=f"{run.path}/args.json")
 
 
 def _only(what: str, found: Mapping[Path, Source]) -> Source:

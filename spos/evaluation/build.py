@@ -76,14 +76,11 @@ class TrainedSupernet:
     spec: SearchSpec
     table: CostTable
 
-    def check_network(self, arch: Architecture, *, source: str) -> Architecture:
-        """Return ``arch`` if it is a part of this supernet, whose options make the same network.
+    def differences(self, arch: Architecture) -> str:
+        """By which options ``arch`` is another network than this supernet's; empty if by none.
 
         What it does not say of its images is as here, and dropout, which only training has, may
         differ. An own space must have been imported (`spos.spaces.load_space_class`).
-
-        Raises:
-            ArchitectureError: naming ``source`` and the options that differ.
         """
         spec = self.spec
         images = {name: spec.options[name] for name in COMMON_OPTIONS if name in spec.options}
@@ -91,7 +88,16 @@ class TrainedSupernet:
             {**complete_options(spec.space, options), "dropout": None}
             for options in ({**images, **arch.options}, spec.options)
         ]
-        if differences := describe_differences(*own):
+        return describe_differences(*own)
+
+    def check_network(self, arch: Architecture, *, source: str) -> Architecture:
+        """Return ``arch`` if it is a part of this supernet, whose options make the same network.
+
+        Raises:
+            ArchitectureError: naming ``source`` and the options that differ.
+        """
+        spec = self.spec
+        if differences := self.differences(arch):
             words = ["python", "-m", "spos", "convert", source, "choices.json", "--to", "nni3"]
             words += ["--space", spec.space] if ":" in spec.space else []
             raise ArchitectureError(

@@ -9,13 +9,14 @@ the page shows in place of what is missing.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spos.architecture import Architecture
+from spos.architecture import FORMAT_VERSION, Architecture, parse_architecture
 from spos.cost.constraints import Constraint
 from spos.errors import ConfigError, SearchError, SposError
 from spos.files import read_journal
@@ -99,6 +100,20 @@ class TrainingRun:
         """Whether the recipe was carried out; also one without a step, once it was measured."""
         planned = self.num_planned
         return bool(self.curves) and planned is not None and self.num_steps >= planned
+
+    def architecture(self) -> Architecture:
+        """What a run of scratch.py trains, as its settings say.
+
+        Raises:
+            ArchitectureError: if they do not.
+        """
+        parts = {name: self.config.get(name) for name in ("space", "options", "choices")}
+        text = json.dumps({"version": FORMAT_VERSION, **parts})
+        return parse_architecture(text, source=f"{self.path}/args.json")
+
+    def final_metric(self, k: int) -> str:
+        """The name of the top-``k`` accuracy that a run of scratch.py ends with."""
+        return f"{self.measured.replace('-', '_')}/top{k}"
 
 
 @dataclass(frozen=True)

@@ -59,3 +59,50 @@ def test_bad_flags_are_refused(truth, workspace, capsys):
         rank("--truth", "missing.json")
     with pytest.raises(ConfigError, match="rank.xyz"):
         rank("--count", "6", "--plot", "rank.xyz")
+
+
+def write_training(workspace, name, sizes, *, top1, **config):
+    """The finished run of scratch.py, as if it had trained another architecture; its folder."""
+    folder = workspace.folder / "trained" / name
+    folder.mkdir(parents=True)
+    settings = json.loads((workspace.folder / "scratch" / "args.json").read_text())
+    settings["config"] |= {"choices": dict(zip(NAMES, sizes, strict=True)), **config}
+    (folder / "args.json").write_text(json.dumps(settings))
+    end = {"step": 1, "val/top1": 0.5}
+    if top1 is not None:
+        kind = "held_out" if "held_out" in config else "test"
+        end[f"{kind}/top1"] = top1
+    (folder / "metrics.jsonl").write_text(json.dumps(end) + "\n")
+    return folder
+
+
+def test_trainings_from_scratch_are_a_truth(truth, workspace, capsys, one_thread):
+    for name, sizes, top1 in (
+        ("1", ("k1", "k3", "k5"), 0.5),
+        ("2", ("k3", "k3", "k5"), 0.7),
+        ("3", ("k5", "k1", "k1"), 0.6),
+        ("3-again", ("k5", "k1", "k1"), 0.9),  # their mean is the best
+        ("begun", ("k1", "k1", "k1"), None),
+    ):
+        write_training(workspace, name, sizes, top1=top1)
+    assert rank("--truth", "trained", "--json") == 0
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert (found["num_architectures"], found["best"]) == (3, pytest.approx(0.75))
+    assert "trained/begun: is not finished and left out" in printed.err
+    assert found["best_found"] in [pytest.approx(each) for each in (0.5, 0.7, 0.75)]
+
+
+def test_trainings_that_are_no_truth_are_refused(truth, workspace):
+    folder = workspace.folder / "trained"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match="trained: holds no finished run of scratch.py"):
+        rank("--truth", "trained")
+    write_training(workspace, "1", ("k1", "k3", "k5"), top1=0.5)
+    write_training(workspace, "2", ("k3", "k3", "k5"), top1=0.5, held_out=9)
+    with pytest.raises(ConfigError, match="trained/2 on held-out ones and trained/1 on test ones"):
+        rank("--truth", "trained")
+    other = {"image_size": 16, "num_classes": 3}
+    write_training(workspace, "0", ("k1", "k1", "k5"), top1=0.5, options=other)
+    with pytest.raises(ConfigError, match=r"trained/0: is another network .*image_size"):
+        rank("--truth", "trained")

@@ -1,6 +1,7 @@
 """`python -m spos sample`: the published comparison, what it prints and draws, what it refuses."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from spos.__main__ import main
 from spos.architecture import load_architecture
 from spos.cost.constraints import Constraint
 from spos.cost.counting import build_cost_table
+from spos.cost.table import CostTable
 from spos.deploy.networks import open_network
 from spos.errors import ConfigError, ConstraintError
 from spos.training.samplers.coverage import measure_coverage
@@ -93,7 +95,7 @@ def test_networks_to_be_measured_are_written(tmp_path, capsys, monkeypatch, tiny
     images = torch.randn(2, 3, 8, 8)
     assert network(images).shape == (2, 3) and network(images).std() > 0
     # Repeated, the command writes what is not there yet.
-    monkeypatch.setattr("spos.commands.sample_networks._export", lambda arch: arch.id.encode())
+    monkeypatch.setattr("spos.commands.sample_files._export", lambda arch: arch.id.encode())
     assert main([*words, "3"]) == 0
     archs = [load_architecture(each) for each in folder.glob("*.json")]
     assert len(archs) == 3 and network.arch in archs
@@ -102,6 +104,28 @@ def test_networks_to_be_measured_are_written(tmp_path, capsys, monkeypatch, tiny
         assert (folder / f"{arch.id}.onnx").read_bytes() == expected
     for label in ("layer_1", "layer_2", "layer_3"):  # each candidate once in three draws
         assert {arch.choices[label] for arch in archs} == {"k1", "k3", "k5"}
+
+
+def test_architectures_to_be_trained_are_written(folder, tmp_path, capsys):
+    target, path = str(folder / "macro.json"), tmp_path / "truth"
+    words = ["--draws", "9", "--json", "--output-dir"]
+    assert main(["sample", target, *words, str(path)]) == 0
+    printed = capsys.readouterr()
+    assert list(json.loads(printed.out)["samplers"]) == ["uniform"]
+    table = CostTable.load(Path(target))
+    archs = [load_architecture(each) for each in path.iterdir()]
+    assert {f"{arch.id}.json" for arch in archs} == {each.name for each in path.iterdir()}
+    assert f"truth: {len(archs)} architectures ID.json" in printed.err and len(archs) == 9
+    for arch in archs:
+        assert arch.options == table.spec.options and arch.metrics == table.costs(arch.choices)
+    # Within a range they are drawn from it.
+    limit = sorted(arch.metrics["macs"] for arch in archs)[4]
+    words += [str(tmp_path / "small"), "--path-range", f"macs=:{limit}"]
+    assert main(["sample", target, *words]) == 0
+    small = [load_architecture(each) for each in (tmp_path / "small").iterdir()]
+    assert len(small) > 1 and all(arch.metrics["macs"] <= limit for arch in small)
+    with pytest.raises(ConfigError, match="--output-dir: is for the paths of one sampler"):
+        main(["sample", target, *words, "--sampler", "fair", "uniform"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`python -m spos sample SPACE --onnx DIR`: drawn architectures as networks, to measure elsewhere.
+"""What `python -m spos sample` writes: drawn architectures to train, or as networks to measure.
 
 Imports `spos.architecture`, `spos.cost`, `spos.files`; `spos.data`, `spos.deploy`,
 `spos.spaces` and torch when it runs.
@@ -6,6 +6,7 @@ Imports `spos.architecture`, `spos.cost`, `spos.files`; `spos.data`, `spos.deplo
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +16,23 @@ from spos.cost.fitting import count_numbers
 from spos.cost.table import CostTable
 from spos.files import open_atomic, writing
 
-NUM_DRAWS = 200
+
+def write_architectures(folder: Path, table: CostTable, paths: Iterable[Choices]) -> None:
+    """Write each different path as ``ID.json``, with its costs.
+
+    Args:
+        folder: made if missing.
+        table: of the paths' space.
+        paths: drawn.
+
+    Raises:
+        ConfigError: if the folder cannot be made.
+    """
+    archs = _make_folder(folder, table, paths, flag="--output-dir")
+    for arch in archs:
+        metrics = table.costs(arch.choices)
+        save_architecture(folder / f"{arch.id}.json", dataclasses.replace(arch, metrics=metrics))
+    print(f"{folder}: {len(archs)} architectures ID.json", file=sys.stderr)
 
 
 def write_networks(
@@ -40,9 +57,7 @@ def write_networks(
     require_onnx()
     if space:
         load_space_class(space, allow_import=True)
-    with writing(f"--onnx {folder}", advice="; name another folder"):
-        folder.mkdir(parents=True, exist_ok=True)
-    archs = dict.fromkeys(table.spec.architecture(path) for path in paths)
+    archs = _make_folder(folder, table, paths, flag="--onnx")
     print(
         f"{folder}: {len(archs)} networks ID.onnx and their architectures ID.json; `cost --fit` "
         f"needs {count_numbers(table)} or more",
@@ -58,6 +73,15 @@ def write_networks(
         if sys.stderr.isatty():
             end = "\n" if number == len(archs) else ""
             print(f"\rnetwork {number}/{len(archs)}", end=end, file=sys.stderr)
+
+
+def _make_folder(
+    folder: Path, table: CostTable, paths: Iterable[Choices], *, flag: str
+) -> list[Architecture]:
+    """Make the folder; the different architectures among the paths."""
+    with writing(f"{flag} {folder}", advice="; name another folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+    return list(dict.fromkeys(table.spec.architecture(path) for path in paths))
 
 
 def _export(arch: Architecture) -> bytes:
