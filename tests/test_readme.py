@@ -13,6 +13,9 @@ from forked import ROOT
 from PIL import Image
 
 from spos.__main__ import COMMANDS, main
+from spos.cost.counting import build_cost_table
+from spos.search.feasible import FeasibleSpace
+from spos.search.searcher import Search
 from spos.spaces import build_subnet, space_spec
 from spos.subnet import save_subnet
 from spos.supernet import Supernet
@@ -134,6 +137,10 @@ def test_python_runs(tmp_path, monkeypatch, one_thread):
             exec(text, names)
     assert names["image"].shape == (1, 3, 224, 224)
     assert list(names["backbone"].channels) == [4, 8, 16, 32]
+    search = Search(FeasibleSpace(build_cost_table("nasbench_macro", options={})), names["Climb"]())
+    first = search.ask()
+    search.tell(first, 0.5)
+    assert sum(first[label] != each for label, each in search.ask().items()) in range(1, 5)
     supernet = Supernet(names["MySpace"]())
     supernet.activate({"layer_1": "k5"})
     assert supernet(torch.zeros(2, 3, 32, 32)).shape == (2, 10)

@@ -18,7 +18,7 @@ from typing import Any
 from spos.commands import bench_model
 from spos.errors import ConfigError
 from spos.flag_values import positive, to_path
-from spos.search.arguments import METHODS, build_method
+from spos.search.arguments import METHODS, build_method, load_method
 from spos.search.benchmark import (
     MODES,
     TARGET,
@@ -48,10 +48,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     macro.add_argument(
         "--searcher",
         nargs="+",
-        choices=SEARCHERS,
+        type=_searcher,
         default=SEARCHERS,
         metavar="NAME",
-        help=f"any of {', '.join(SEARCHERS)} (all)",
+        help=f"any of {', '.join(SEARCHERS)} (all), or your own as module:Class",
     )
     macro.add_argument("--seeds", type=positive, default=200, help="searches of each (200)")
     macro.add_argument("--queries", type=positive, default=1000, help="of each search (1000)")
@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the searches and print what they came to."""
     settings = dict(map(_parse_setting, args.set))
     for name in args.searcher:
+        load_method(name)
         build_method(name, settings)  # before hours are spent on the others
     table = load_macro_table(args.table)
     summaries: dict[tuple[str, str], Summary] = {}
@@ -109,6 +110,12 @@ def _search(
         method = dataclasses.replace(method, rounds=rounds)  # type: ignore[type-var]
         outcomes.append(run_once(table, method, mode=mode, num_queries=args.queries))
     return summarize(outcomes)
+
+
+def _searcher(text: str) -> str:
+    if text not in SEARCHERS and ":" not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(SEARCHERS)}")
+    return text
 
 
 def _parse_setting(text: str) -> tuple[str, Any]:

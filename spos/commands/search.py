@@ -21,7 +21,7 @@ from spos.cost.constraints import parse_constraint_flags, write_constraints
 from spos.errors import ConfigError, SearchError
 from spos.files import writing
 from spos.flag_values import positive, to_path
-from spos.search.arguments import METHODS
+from spos.search.arguments import DEFAULT_SEARCHER, METHODS, load_method
 from spos.search.experiment import Changes, check_port, prepare_experiment
 from spos.search.launch import (
     RunningExperiment,
@@ -76,8 +76,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
             "latency_ms=:12, in place of the file's on that cost; may be repeated",
         )  # fmt: skip
         action.add_argument(
-            "--searcher", choices=METHODS,
-            help="in place of the file's, whose settings count as far as it has them",
+            "--searcher", metavar="NAME",
+            help=f"{', '.join(METHODS)}, or your own as module:Class, in place of the file's, "
+            "whose settings count as far as it has them",
         )  # fmt: skip
         action.add_argument(
             "--objective", action="append", metavar="METRIC[=WEIGHT]",
@@ -144,6 +145,7 @@ def _trial_flags(args: argparse.Namespace) -> tuple[str, ...]:
 
 def _class_args(args: argparse.Namespace) -> dict[str, Any]:
     """The tuner's arguments that were given as flags."""
+    load_method(args.searcher or DEFAULT_SEARCHER)
     class_args: dict[str, Any] = {
         name: value
         for name in ("rounds", "population", "seed", "searcher")

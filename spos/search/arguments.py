@@ -6,6 +6,8 @@ Imports `spos.architecture`, `spos.cost`, `spos.errors` and the searchers; never
 from __future__ import annotations
 
 import base64
+import dataclasses
+import importlib
 import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +32,8 @@ from spos.search.two_stage import CHANNELS, TwoStage, check_patterns, match_labe
 
 COST_TABLE = "cost.json"  # beside the search-space file, where the trial script writes both
 
-# name -> how that searcher proposes candidates; its fields are the tuner's ``classArgs``
+# name -> how that searcher proposes candidates; its fields are the tuner's ``classArgs``.
+# `load_method` adds those of the user's own.
 METHODS: dict[str, Callable[..., Method]] = {
     "evolution": Evolution,
     "random": RandomSearch,
@@ -40,6 +43,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "two_stage": TwoStage,
 }
 DEFAULT_SEARCHER = "evolution"
+METHOD_PARTS = ("rounds", "population", "seed", "max_failures", "batch_size", "propose")
 # name in `spos.search.tuner` -> the searcher that it has; None: the one that classArgs name
 TUNERS = {
     "SearchTuner": None,
@@ -130,14 +134,54 @@ def _settings(searcher: Any) -> set[str]:
     return set(inspect.signature(method).parameters) if method else set()
 
 
+def load_method(name: str) -> None:
+    """Make ``searcher: module:Class``, a searcher of the user's own, known by that name.
+
+    This imports the module, which runs its code: only where the user named it himself, on the
+    command line, or where the tuner was started by a configuration, which names programs anyway.
+
+    Raises:
+        ConfigError: if it cannot be imported or is no searcher.
+    """
+    module_name, colon, class_name = str(name).partition(":")
+    if name in METHODS or not colon:
+        return
+    try:
+        method = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, TypeError, ValueError) as problem:
+        raise ConfigError(
+            f"the searcher {name!r} cannot be imported ({problem}); expected module:Class that "
+            "Python finds: in this folder, installed, or on PYTHONPATH"
+        ) from problem
+    is_dataclass = isinstance(method, type) and dataclasses.is_dataclass(method)
+    fields = {each.name for each in dataclasses.fields(method)} if is_dataclass else set()
+    missing = [each for each in METHOD_PARTS if each not in fields and not hasattr(method, each)]
+    if not is_dataclass or missing:
+        what = f"has no {', '.join(missing)}" if is_dataclass else "is not a dataclass"
+        raise ConfigError(
+            f"the searcher {name!r} {what}; expected what spos.search.searcher.Method says, best "
+            "as a frozen dataclass derived from spos.search.random_search.RandomSearch"
+        )
+    METHODS[name] = method  # type: ignore[assignment]  # its parts are those of a Method
+
+
 def build_method(name: str, settings: Mapping[str, Any]) -> Method:
     """The searcher ``name`` with ``settings``; None stands for a setting's default.
 
     Raises:
-        ConfigError: if there is no such searcher or setting, or a value is wrong.
+        ConfigError: if there is no such searcher (see `load_method`) or setting, or a value is
+            wrong.
     """
+    if isinstance(name, str) and ":" in name and name not in METHODS:
+        raise ConfigError(
+            f"the searcher {name!r} is code outside of this package, which a file alone may not "
+            f"start; if you trust it, say so on the command line: --searcher {name}"
+        )
     if not isinstance(name, str) or name not in METHODS:
-        raise ConfigError(f"searcher is {name!r}, expected one of {', '.join(METHODS)}")
+        raise ConfigError(
+            f"searcher is {name!r}, expected one of {', '.join(METHODS)}, or your own as "
+            "module:Class"
+        )
     known = inspect.signature(METHODS[name]).parameters
     given = {key: value for key, value in settings.items() if value is not None}
     for key in given:
@@ -156,7 +200,7 @@ def build_search(
 
     Args:
         paths: where the cost table is, and what relative paths start at.
-        searcher: one of `METHODS`.
+        searcher: one of `METHODS`, to which `load_method` adds.
         arguments: those that `TASK` names, and the settings of the searcher.
 
     Raises:

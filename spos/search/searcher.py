@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -205,12 +205,44 @@ class Search:
             )
         )
         count = min(self.method.batch_size, self.num_planned - self._num_chosen)
-        chosen = self.method.propose(self.space, self._history, count, generator)
+        proposed = self.method.propose(self.space, self._history, count, generator)
+        chosen = self._check_proposed(proposed, count)
         self._is_exhausted = not chosen
         self._num_batches += bool(chosen)  # a batch without candidates is none
         for genes in chosen:
             self._history[genes] = Known(self.round)
             self._waiting.append(genes)
+
+    def _check_proposed(self, proposed: Sequence[Genes], count: int) -> list[Genes]:
+        """The candidates as tuples of Python's integers, as a state keeps them.
+
+        Raises:
+            SearchError: if the searcher may not propose them.
+        """
+        chosen = [tuple(map(int, genes)) for genes in proposed]
+        sizes = [len(each) for each in self.space.spec.choices.values()]
+        for number, genes in enumerate(chosen):
+            in_space = len(genes) == len(sizes) and all(
+                0 <= gene < size for gene, size in zip(genes, sizes, strict=True)
+            )
+            if not in_space:
+                fault = f"is not of the space, which has {sizes} candidates"
+            elif genes in self._history or genes in chosen[:number]:
+                fault = "was proposed before"
+            elif not self.space.allows(genes):
+                fault = "does not meet the constraints or the fixed choices"
+            else:
+                continue
+            raise SearchError(
+                f"{type(self.method).__name__} proposed {list(genes)}, which {fault}; see "
+                "spos.search.breeding.Batch, whose `add` refuses such candidates"
+            )
+        if len(chosen) > count:
+            raise SearchError(
+                f"{type(self.method).__name__} proposed {len(chosen)} candidates, expected "
+                f"{count} at most"
+            )
+        return chosen
 
     # -- what is known -------------------------------------------------------------------------
 

@@ -41,7 +41,13 @@ from nni.tuner import Tuner
 from spos.architecture import Choices
 from spos.errors import ConstraintError, SearchError, SposError
 from spos.files import open_atomic
-from spos.search.arguments import COST_TABLE, ExperimentPaths, build_search, complete_arguments
+from spos.search.arguments import (
+    COST_TABLE,
+    ExperimentPaths,
+    build_search,
+    complete_arguments,
+    load_method,
+)
 from spos.search.feasible import FeasibleSpace, check_search_space
 from spos.search.launch import RETRY_VARIABLE
 from spos.search.nni_server import NniServer
@@ -71,7 +77,7 @@ class SearchTuner(Tuner):
     """Any of our searchers for ``nnictl create`` (see ``config_search.yml``).
 
     Args:
-        searcher: one of `spos.search.arguments.METHODS`.
+        searcher: one of `spos.search.arguments.METHODS`, or ``module:Class`` of the user's own.
         arguments: what is searched (`spos.search.arguments.TASK`), such as
             ``constraints={macs: [0, 330M]}``, and the settings of the searcher, such as
             ``rounds``, ``population`` and ``seed``.
@@ -334,6 +340,7 @@ def _build_search(searcher: str, arguments: Mapping[str, Any], state_path: Path)
     kept = state_path.with_name(COST_TABLE).resolve()
     is_resumed = state_path.exists() and kept.exists()
     changes = {"cost_table": str(kept)} if is_resumed else {}
+    load_method(searcher)
     search = build_search(paths, searcher=searcher, **{**arguments, **changes})
     source = paths.cost_table(arguments.get("cost_table"))
     if not is_resumed and source.resolve() != kept:

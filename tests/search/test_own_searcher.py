@@ -1,0 +1,178 @@
+"""A searcher of the user's own, as module:Class: pytest tests/search/test_own_searcher.py"""
+
+import json
+import sys
+
+import pytest
+from toy_trial import toy_score, toy_table
+
+from spos.__main__ import main
+from spos.errors import ConfigError, SearchError
+from spos.search import arguments
+from spos.search.arguments import ExperimentPaths, build_method, build_search, load_method
+from spos.search.results import STATE_FILE, read_entries
+from spos.search.tuner import SearchTuner
+
+CLIMB = """
+from dataclasses import dataclass
+
+from spos.search.breeding import Batch, mutate
+from spos.search.history import ranked
+from spos.search.random_search import RandomSearch
+
+
+@dataclass(frozen=True)
+class Climb(RandomSearch):
+    probability: float = 0.2
+
+    @property
+    def batch_size(self):
+        return 1
+
+    def propose(self, space, history, count, generator):
+        batch, best = Batch(space, history, count), ranked(history)
+        if best:
+            batch.add_children(
+                count,
+                lambda: mutate(
+                    best[0][0], space, probability=self.probability, generator=generator
+                ),
+            )
+        batch.fill(generator)
+        return batch.genes
+
+
+@dataclass(frozen=True)
+class Stubborn(RandomSearch):
+    what: str = "twice"
+
+    def propose(self, space, history, count, generator):
+        first = (0,) * len(space.spec.choices)
+        return {
+            "twice": [first, first],
+            "outside": [(99, *first[1:])],
+            "short": [first[1:]],
+            "costly": [tuple(len(each) - 1 for each in space.spec.choices.values())],
+            "many": [(gene, *first[1:]) for gene in (0, 1, 2)],
+        }[self.what]
+
+
+class Plain:
+    def propose(self):
+        pass
+
+
+@dataclass(frozen=True)
+class Empty:
+    rounds: int
+"""
+
+
+@pytest.fixture(autouse=True)
+def module(tmp_path, monkeypatch):
+    """`climbing` can be imported, and nothing of it is known yet."""
+    (tmp_path / "climbing.py").write_text(CLIMB)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(arguments, "METHODS", dict(arguments.METHODS))
+    yield
+    sys.modules.pop("climbing", None)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An experiment's folder, which is the working directory."""
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    toy_table().save(folder / "cost.json")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(folder))
+    return folder
+
+
+def test_tuner_hands_out_what_it_proposes_and_resumes_it(folder):
+    settings = {"rounds": 2, "population": 6, "probability": 0.4, "constraints": {"macs": 5000}}
+    tuner = SearchTuner(searcher="climbing:Climb", **settings)
+    asked = []
+    for number in range(11):  # the last would end the search, which NNI is told
+        if number == 7:  # killed and resumed
+            tuner = SearchTuner(searcher="climbing:Climb", **settings)
+            tuner.load_checkpoint()
+        (choices,) = tuner.generate_multiple_parameters([number])
+        asked.append(choices)
+        value = {"default": toy_score(choices), "arch": choices}
+        tuner.receive_trial_result(number, choices, value)
+    entries = read_entries(folder)
+    assert [each.choices for each in entries] == asked
+    assert len({each.id for each in entries}) == 11
+    assert all(toy_table().cost(each) <= 5000 for each in asked)
+    state = json.loads((folder / STATE_FILE).read_text())["search"]
+    assert (state["method"], state["settings"]["probability"]) == ("Climb", 0.4)
+    # It is the search that its own `propose` makes: most candidates are near the best before.
+    best, near = asked[0], 0
+    for choices in asked[1:]:
+        near += sum(choices[label] != best[label] for label in best) <= len(best) // 2
+        best = max(best, choices, key=toy_score)
+    assert near >= 6
+
+
+def test_benchmark_compares_it_with_ours(shared_data, capsys):
+    table = str(shared_data / "nas-bench-macro_cifar10.json")
+    words = ["--table", table, "--seeds", "5", "--queries", "60", "--mode", "mean", "--json"]
+    names = ["climbing:Climb", "random"]
+    assert main(["bench", "nasbench-macro", *words, "--searcher", *names]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [each["searcher"] for each in results] == names
+    climb, at_random = (each["accuracy_quartiles"]["50"][1] for each in results)
+    assert climb > at_random > 90
+
+
+def test_a_file_alone_starts_no_code(folder):
+    with pytest.raises(ConfigError, match="file alone may not start.*--searcher climbing:Climb"):
+        build_search(ExperimentPaths(folder), searcher="climbing:Climb")
+    assert "climbing" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere:Climb", "cannot be imported .*nowhere"),
+        ("climbing:Nobody", "cannot be imported .*Nobody"),
+        (":Climb", "cannot be imported"),
+        ("climbing:Plain", "climbing:Plain' is not a dataclass"),
+        ("climbing:dataclass", "climbing:dataclass' is not a dataclass"),
+        ("climbing:Empty", "has no population, seed, max_failures, batch_size, propose"),
+    ],
+)
+def test_what_is_no_searcher_is_named(name, message):
+    with pytest.raises(ConfigError, match=message):
+        load_method(name)
+    assert name not in arguments.METHODS
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("twice", "proposed .* was proposed before"),
+        ("outside", r"proposed .* is not of the space, which has \["),
+        ("short", "proposed .* is not of the space"),
+        ("costly", "proposed .* does not meet the constraints"),
+        ("many", "proposed 3 candidates, expected 2 at most"),
+    ],
+)
+def test_proposals_that_break_a_promise_end_the_search(folder, what, message):
+    name = "climbing:Stubborn"
+    load_method(name)
+    limits = {"macs": 5000} if what == "costly" else None
+    settings = {"rounds": 1, "population": 2, "what": what, "constraints": limits}
+    search = build_search(ExperimentPaths(folder), searcher=name, **settings)
+    with pytest.raises(SearchError, match=f"Stubborn {message}"):
+        search.ask()
+    assert not search.history
+
+
+def test_settings_of_it_are_checked(folder):
+    load_method("climbing:Climb")
+    with pytest.raises(ConfigError, match="chance is no setting of the climbing:Climb searcher"):
+        build_method("climbing:Climb", {"chance": 1})
+    with pytest.raises(ConfigError, match="population is 0"):
+        build_method("climbing:Climb", {"population": 0})
