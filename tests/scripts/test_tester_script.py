@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -55,6 +56,26 @@ def scores(trained):
     """Results of three architectures, evaluated by one process in this order."""
     names = write_archs(trained.folder)
     return dict(zip(names, results(trained.tester("--json", "--arch", *names)), strict=True))
+
+
+def test_optimizers_of_other_libraries_get_the_testers_scores(
+    trained, scores, monkeypatch, tiny_spaces, one_thread
+):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```python\n([^`]*def make_objective[^`]*)```", text)
+    names: dict = {}
+    exec(shown, names)
+    monkeypatch.chdir(trained.folder)
+    objective = names["make_objective"]("supernet")
+    for sizes, name in zip(OTHERS, scores, strict=True):
+        given = dict(zip(("layer_1", "layer_2", "layer_3"), sizes, strict=True))
+
+        def suggest(label, each, given=given):
+            assert given[label] in each
+            return given[label]
+
+        found = objective(argparse.Namespace(suggest_categorical=suggest))
+        assert found == scores[name]["top1"]
 
 
 # --- the search space for NNI --------------------------------------------------------------------
