@@ -101,6 +101,8 @@ class Search:
     ) -> None:
         self.space, self.method, self.objective = space, method, objective or Objective()
         self.failures_in_a_row = 0
+        # A dataclass, as Method says; it is frozen, and a state is taken after every event.
+        self._settings: dict[str, Any] = asdict(method)  # type: ignore[call-overload]
         self._num_batches = 0
         self._is_exhausted = False
         self._history: dict[Genes, Known] = {}
@@ -322,7 +324,7 @@ class Search:
             "space": self.space.spec.space,
             "options": dict(self.space.spec.options),
             "method": type(self.method).__name__,
-            "settings": self._settings(),
+            "settings": self._settings,
             "task": self._task(),
             "table": self._table(),
             "num_batches": self._num_batches,
@@ -359,9 +361,6 @@ class Search:
         self._history, self._waiting = history, waiting
         self._is_exhausted, self._num_batches, self.failures_in_a_row = is_exhausted, num_batches, 0
 
-    def _settings(self) -> dict[str, Any]:
-        return asdict(self.method)  # type: ignore[call-overload]  # a dataclass, as Method says
-
     def _task(self) -> dict[str, Any]:
         """What is searched for."""
         return {
@@ -390,7 +389,7 @@ class Search:
                 f"the saved search has version, space and options {found}, expected {expected}; "
                 "its cost table was replaced: put it back, or start a new search"
             )
-        given = {"method": type(self.method).__name__, **self._settings(), **self._task()}
+        given = {"method": type(self.method).__name__, **self._settings, **self._task()}
         saved = {"method": state["method"], **state["settings"], **state.get("task", {})}
         for name, value in given.items():
             if saved.get(name, value) != value:  # a setting that the saved search did not know

@@ -102,11 +102,12 @@ class Histories(RuleBasedStateMachine):
     """One experiment; `undisturbed` is the folder of the same search without any trouble."""
 
     searcher: str
+    home: Path
     undisturbed: Path
 
     def __init__(self):
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp())
+        self.folder = Path(tempfile.mkdtemp(dir=self.home))
         self.num_steps_left = math.inf  # of writing, until the tuner is killed
         self.num_polls_left = 0.0  # of NNI's server, until it runs a trial
         self.ended_after: list[int] = []
@@ -413,13 +414,14 @@ class Histories(RuleBasedStateMachine):
 
 
 @pytest.fixture(params=METHODS)
-def machine(request, tmp_path, caplog):
+def machine(request, memory_folder, caplog):
     """The state machine of a searcher."""
     caplog.set_level(logging.CRITICAL, logger="nni.spos")  # a thousand failures are no news
-    TABLE.save(tmp_path / "cost.json")
-    search = build_search(ExperimentPaths(tmp_path), **arguments_of(request.param))
-    run_search(search, toy_score, folder=tmp_path / "undisturbed")
-    names = {"searcher": request.param, "undisturbed": tmp_path / "undisturbed"}
+    TABLE.save(memory_folder / "cost.json")
+    search = build_search(ExperimentPaths(memory_folder), **arguments_of(request.param))
+    undisturbed = memory_folder / "undisturbed"
+    run_search(search, toy_score, folder=undisturbed)
+    names = {"searcher": request.param, "home": memory_folder, "undisturbed": undisturbed}
     return type("Machine", (Histories,), names)
 
 

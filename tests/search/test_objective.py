@@ -269,14 +269,14 @@ class RecordMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_objective_holds_in_any_history(tmp_path, monkeypatch, name):
+def test_objective_holds_in_any_history(memory_folder, monkeypatch, name):
     monkeypatch.setattr("os.fsync", lambda _: None)  # what a power cut loses is not the matter
     plan = {"searcher": name, "rounds": 3, "population": 4, "max_failures": 1000}
     if name == "predictor":
         plan.update(num_random=3, pool_size=20)
 
     class Machine(RecordMachine):
-        home = tmp_path
+        home = memory_folder
         table = toy_table(toy_spec(4, has_channels=True))
         arguments = {**plan, "objective": WEIGHTS, "constraints": {"macs": "2.4K"}}
 
