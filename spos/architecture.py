@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +23,7 @@ Choices = Mapping[str, Candidate]
 
 FORMAT_VERSION = 1
 MAX_ARCHITECTURE_BYTES = 2**20
+MAX_SHOWN = 120  # characters of a value in a message
 _KEYS = ("version", "space", "options", "choices", "metrics", "extra")
 
 
@@ -58,10 +60,13 @@ class SearchSpec:
         missing = [label for label in self.choices if label not in choices]
         unknown = [label for label in choices if label not in self.choices]
         if missing or unknown:
+            problems = {"missing": missing, "unknown": unknown}
+            found = "; ".join(
+                f"{what}: {_shorten(each)}" for what, each in problems.items() if each
+            )
             raise ArchitectureError(
                 f"{source}: does not fit the search space {self.space!r}, whose labels are "
-                f"{_shorten(self.choices)}; {_describe('missing', missing)}"
-                f"{'; ' if missing and unknown else ''}{_describe('unknown', unknown)}"
+                f"{_shorten(self.choices)}; {found}"
             )
         for label, candidates in self.choices.items():
             chosen = choices[label]
@@ -109,10 +114,7 @@ class SearchSpec:
     @property
     def num_architectures(self) -> int:
         """How many architectures the space holds."""
-        count = 1
-        for candidates in self.choices.values():
-            count *= len(candidates)
-        return count
+        return math.prod(map(len, self.choices.values()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,14 +295,10 @@ def _candidate_at(
     )
 
 
-def _shorten(value: Any, limit: int = 120) -> str:
+def _shorten(value: Any) -> str:
     if isinstance(value, Mapping):
         value = list(value)
     if isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 6:
-        return f"{value[0]!r}, {value[1]!r} ... {value[-1]!r} ({len(value)})"[:limit]
+        return f"{value[0]!r}, {value[1]!r} ... {value[-1]!r} ({len(value)})"[:MAX_SHOWN]
     text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def _describe(what: str, labels: list[str]) -> str:
-    return f"{what}: {_shorten(labels)}" if labels else ""
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
