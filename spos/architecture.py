@@ -6,9 +6,10 @@ Imports only `spos.errors` and `spos.files`; never torch, so that the search sid
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +104,10 @@ class SearchSpec:
             )
         self.check(arch.choices, source=source)
         return arch
+
+    def combinations(self, labels: Iterable[str]) -> Iterator[tuple[Candidate, ...]]:
+        """Every combination of these labels' candidates, the last label fastest."""
+        return itertools.product(*(self.choices[label] for label in labels))
 
     def search_space(self) -> dict[str, dict[str, Any]]:
         """The space in NNI's search-space form, readable by NNI's own tuners as well."""

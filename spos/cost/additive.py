@@ -102,7 +102,7 @@ def sum_layers(
                 f"combinations of {', '.join(labels)}, too many for a table"
             )
         sums[labels] = {}
-        for key in itertools.product(*(spec.choices[label] for label in labels)):
+        for key in spec.combinations(labels):
             choices = dict(zip(labels, key, strict=True))
             active = (costs(layer.module) for layer in group if layer.select(choices))
             sums[labels][key] = _add([nothing, *active])
@@ -154,7 +154,7 @@ def _term(
     indices = {part: [labels.index(label) for label in part] for part in parts}
     rows = [
         _add(parts[part][tuple(key[index] for index in indices[part])] for part in parts)
-        for key in itertools.product(*(spec.choices[label] for label in labels))
+        for key in spec.combinations(labels)
     ]
     return Term(labels, dict(zip(metrics, zip(*rows, strict=True), strict=True)))
 

@@ -5,7 +5,6 @@ Imports `spos.architecture`, `spos.cost.table`, `spos.errors` and numpy; never t
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -56,7 +55,7 @@ class CostAxis:
         self._terms = [
             _AxisTerm(
                 term.labels,
-                tuple(itertools.product(*(table.spec.choices[label] for label in term.labels))),
+                tuple(table.spec.combinations(term.labels)),
                 tuple(round((cost - min(column)) / self._cell) for cost in column),
             )
             for term, column in zip(table.terms, columns, strict=True)

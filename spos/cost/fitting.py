@@ -171,7 +171,7 @@ def _design(table: CostTable, archs: Sequence[Architecture], source: str) -> np.
     """(networks, 1 + combinations of all terms): 1 for the constant and for what a network has."""
     columns = [np.ones((len(archs), 1))]
     for term in table.terms:
-        keys = list(itertools.product(*(table.spec.choices[label] for label in term.labels)))
+        keys = list(table.spec.combinations(term.labels))
         places = {key: place for place, key in enumerate(keys)}
         rows = [places[tuple(arch.choices[label] for label in term.labels)] for arch in archs]
         columns.append(np.eye(len(keys))[rows])

@@ -244,7 +244,7 @@ def _visit_all(
     workbench: _Workbench, rounds: int, progress: Callable[[int, int], object]
 ) -> _Samples:
     table, draw = workbench.table, random.Random(0)
-    keys = [list(_keys(table.spec, term)) for term in table.terms]
+    keys = [list(table.spec.combinations(term.labels)) for term in table.terms]
     samples = _Samples(
         [{key: [] for key in each} for each in keys],
         [(choices, []) for choices in _draw_distinct(table.spec, NUM_CALIBRATION + NUM_CHECKS)],
@@ -323,9 +323,9 @@ def _with_terms(table: CostTable, labels: set[str]) -> CostTable:
     """The table with a term for each layer of which no candidate has weights."""
     table = table.with_terms(labels)
     for term in table.terms:
-        if len(keys := list(_keys(table.spec, term))) > MAX_KEYS:
+        if (count := len(list(table.spec.combinations(term.labels)))) > MAX_KEYS:
             raise ConfigError(
-                f"{table.spec.space}: a layer depends on {len(keys)} combinations of "
+                f"{table.spec.space}: a layer depends on {count} combinations of "
                 f"{', '.join(term.labels)}, more than the {MAX_KEYS} that can be measured one by "
                 "one; let it depend on fewer choices, or on fewer candidates"
             )
@@ -337,10 +337,6 @@ def _find_term(terms: Sequence[set[str]], labels: set[str]) -> int:
     if not labels:
         return _FIXED
     return next(number for number, each in enumerate(terms) if labels <= each)
-
-
-def _keys(spec: SearchSpec, term: Term) -> Iterator[Key]:
-    return itertools.product(*(spec.choices[label] for label in term.labels))
 
 
 def _has_tensors(module: nn.Module) -> bool:

@@ -237,10 +237,9 @@ class CostTable:
         return metric
 
     def _row(self, term: Term, metric: str) -> tuple[str, tuple[str, ...], dict[Any, float]]:
-        candidates = [self.spec.choices[label] for label in term.labels]
-        keys: Any = itertools.product(*candidates) if len(candidates) > 1 else candidates[0]
-        costs = dict(zip(keys, term.costs[metric], strict=True))
-        return term.labels[0], term.labels[1:], costs
+        first, *others = term.labels
+        keys: Any = self.spec.combinations(term.labels) if others else self.spec.choices[first]
+        return first, tuple(others), dict(zip(keys, term.costs[metric], strict=True))
 
 
 def _spec(space: Any, options: Any, choices: Mapping[str, Any]) -> SearchSpec:
@@ -298,7 +297,7 @@ def _restrict(term: Term, spec: SearchSpec, part: Mapping[str, Sequence[Candidat
     """The term's numbers for the combinations of the candidates that are left."""
     kept = [
         all(each in part[label] for label, each in zip(term.labels, key, strict=True))
-        for key in itertools.product(*(spec.choices[label] for label in term.labels))
+        for key in spec.combinations(term.labels)
     ]
     columns = [
         {metric: tuple(itertools.compress(column, kept)) for metric, column in each.items()}
