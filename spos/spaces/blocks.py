@@ -93,12 +93,7 @@ class TwoBranchBlock(nn.Module):
         layout: what becomes of which channels.
     """
 
-    def __init__(
-        self,
-        main: nn.Module,
-        projection: nn.Module | None = None,
-        layout: Layout = LAYOUTS["canonical"],
-    ) -> None:
+    def __init__(self, main: nn.Module, projection: nn.Module | None, layout: Layout) -> None:
         super().__init__()
         self.branch_main = main
         self.branch_proj = projection
@@ -226,13 +221,12 @@ def convolution(
     stride: int = 1,
     *,
     groups: Width = 1,
-    bias: bool = False,
 ) -> nn.Module:
     """A convolution that keeps the size of the map but for its stride; NNI's if a width is."""
     is_fixed = isinstance(in_channels, int) and isinstance(out_channels, int)
     kind: Any = nn.Conv2d if is_fixed else MutableConv2d
     return kind(
-        in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=bias
+        in_channels, out_channels, kernel_size, stride, kernel_size // 2, groups=groups, bias=False
     )
 
 
