@@ -53,6 +53,16 @@ class Constraint:
         low, high = max(self.low, other.low), min(self.high, other.high)
         return Constraint(self.metric, low, high) if low <= high else None
 
+    def clip(self, table: Costs) -> Constraint:
+        """The part of the bounds that the space reaches, which has two ends.
+
+        Raises:
+            ConstraintError: as `check_reachable`.
+        """
+        self.check_reachable(table)
+        low, high = table.bounds(self.metric)
+        return Constraint(self.metric, max(low, self.low), min(high, self.high))
+
     def check_reachable(self, table: Costs) -> None:
         """Refuse bounds that no architecture of the space can meet.
 

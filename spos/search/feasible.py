@@ -177,11 +177,11 @@ def _tightest(
     """The axis and bounds of the constraint that the fewest architectures meet."""
     found: list[tuple[float, CostAxis, tuple[float, float]]] = []
     for constraint in constraints:
-        axis = CostAxis(table, constraint.metric)
-        low, high = table.bounds(constraint.metric)
-        bounds = max(low, constraint.low), min(high, constraint.high)
+        axis, reached = CostAxis(table, constraint.metric), constraint.clip(table)
+        bounds = reached.low, reached.high
         count = axis.count_between(*bounds)
         if count < 1:
+            low, high = table.bounds(constraint.metric)
             raise ConstraintError(
                 f"no architecture of {table.spec.space!r} meets {_describe(constraint)}: the space "
                 f"reaches {low:,} to {high:,} but nothing in these bounds; widen them"

@@ -166,20 +166,15 @@ def _build(
     if name == "fair":
         return FairSampler(table.spec, seed=seed)
     if name == "macs-uniform":
-        low, high = _ends(table, ranges[0]) if ranges else (None, None)
-        return CostUniformSampler(table, seed=seed, low=low, high=high)
+        if not ranges:
+            return CostUniformSampler(table, seed=seed)
+        reached = ranges[0].clip(table)  # bins beyond it would be empty
+        return CostUniformSampler(table, seed=seed, low=reached.low, high=reached.high)
     if name == "constrained" and ranges:
         return ConstrainedSampler(table, ranges, seed=seed)
     if name == "strolling" and ranges:
         return StrollingSampler(table, ranges, seed=seed, steps_per_epoch=steps_per_epoch)
     return UniformSampler(table.spec, seed=seed)
-
-
-def _ends(table: CostTable, given: Constraint) -> tuple[float, float]:
-    """The ends of a range, as far as the space reaches: bins beyond it would be empty."""
-    given.check_reachable(table)
-    low, high = table.bounds(given.metric)
-    return max(low, given.low), min(high, given.high)
 
 
 def _is_published(spec: SearchSpec) -> bool:

@@ -42,16 +42,9 @@ def find_box(table: CostTable, ranges: Sequence[Constraint]) -> tuple[Constraint
     Raises:
         ConstraintError: if the space does not reach one of them.
     """
-    for each in ranges:
-        each.check_reachable(table)
-    box = []
-    for metric in AXES:
-        low, high = table.bounds(metric)
-        for each in ranges:
-            if each.metric == metric:
-                low, high = max(low, each.low), min(high, each.high)
-        box.append(Constraint(metric, low, high))
-    return box[0], box[1]
+    reached = {each.metric: each.clip(table) for each in ranges}
+    macs, params = (reached.get(each) or Constraint(each, *table.bounds(each)) for each in AXES)
+    return macs, params
 
 
 def measure_coverage(costs: np.ndarray, box: Sequence[Constraint]) -> Coverage:

@@ -6,7 +6,7 @@ never torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,7 @@ class StrollingSampler:
         self._grid = CostGrid(table, [each.metric for each in ranges])
         self._seed = seed
         FeasibleBox(self._grid, ranges)
-        self._stations = list(_plan_walk(self._grid, [_close(each, table) for each in ranges]))
+        self._stations = list(_plan_walk(self._grid, [each.clip(table) for each in ranges]))
         self._stay = max(1, steps_per_epoch // len(self._stations))
         self._next = 0  # step
         self._parents = self._no_parents()
@@ -147,13 +147,7 @@ class StrollingSampler:
         return np.empty((0, len(self._grid.sizes)), dtype=np.int64)
 
 
-def _close(each: Constraint, table: CostTable) -> Constraint:
-    """The part of a range that the space reaches: a walk needs two ends."""
-    low, high = table.bounds(each.metric)
-    return Constraint(each.metric, max(low, each.low), min(high, each.high))
-
-
-def _plan_walk(grid: CostGrid, ranges: Sequence[Constraint]):
+def _plan_walk(grid: CostGrid, ranges: Sequence[Constraint]) -> Iterator[_Station]:
     """The stations of the walk in their order, without those that hold no architecture."""
     boxes: dict[tuple[Constraint, ...], FeasibleBox | None] = {}
     bands = [*range(NUM_BANDS), *reversed(range(NUM_BANDS))]  # 0: the dearest
