@@ -17,6 +17,7 @@ from spos.cost.table import CostTable
 from spos.data.counter_random import counter_generator
 from spos.errors import ConstraintError
 
+METRIC = "macs"  # the cost to spread
 MAX_DRAWS = 10_000
 MAX_TRIALS = 100  # for a bin's first architecture: one that is harder to hit is left out
 
@@ -64,15 +65,14 @@ class FairSampler:
         return path
 
 
-def usual_range(table: CostTable, metric: str = "macs") -> Constraint:
-    """Three standard deviations on either side of the mean cost, as far as the space reaches."""
-    mean, deviation = table_moments(table, metric)
-    low, high = table.bounds(metric)
-    return Constraint(metric, max(low, mean - 3 * deviation), min(high, mean + 3 * deviation))
+def usual_range(table: CostTable) -> Constraint:
+    """Three standard deviations on either side of the mean MACs, as far as the space reaches."""
+    mean, deviation = table_moments(table, METRIC)
+    return Constraint(METRIC, mean - 3 * deviation, mean + 3 * deviation).clip(table)
 
 
 class CostUniformSampler:
-    """Paths whose cost is spread evenly over a range (Guo et al. 2020, official code).
+    """Paths whose MACs are spread evenly over a range (Guo et al. 2020, official code).
 
     A bin of the range is drawn first, each with the same probability, then an architecture, each in
     the bin with the same probability. That second draw is made by dynamic programming over the
@@ -84,7 +84,7 @@ class CostUniformSampler:
 
     Args:
         table: costs of the space; its terms must have disjoint labels.
-        metric: the cost to spread.
+        seed: of all draws.
         low: lower end of the range, inclusive; by default that of `usual_range`.
         high: upper end, inclusive; by default that of `usual_range`.
         num_bins: number of bins of equal width.
@@ -98,18 +98,17 @@ class CostUniformSampler:
         table: CostTable,
         *,
         seed: int = 0,
-        metric: str = "macs",
         low: float | None = None,
         high: float | None = None,
         num_bins: int = 7,
     ) -> None:
         if low is None or high is None:
-            usual = usual_range(table, metric)
+            usual = usual_range(table)
             low = usual.low if low is None else low
             high = usual.high if high is None else high
-        Constraint(metric, low, high).check_reachable(table)
-        self._table, self._metric, self._seed = table, metric, seed
-        self._axis = CostAxis(table, metric)
+        Constraint(METRIC, low, high).check_reachable(table)
+        self._table, self._seed = table, seed
+        self._axis = CostAxis(table, METRIC)
         self._high = high
         edges = [low + (high - low) * number / num_bins for number in range(num_bins)] + [high]
         self.bins = tuple(
@@ -119,7 +118,7 @@ class CostUniformSampler:
         )
         if not self.bins:
             raise ConstraintError(
-                f"no architecture of {table.spec.space!r} has {metric} between {low:,} and "
+                f"no architecture of {table.spec.space!r} has {METRIC} between {low:,} and "
                 f"{high:,}; widen the range"
             )
 
@@ -131,7 +130,7 @@ class CostUniformSampler:
         if choices:
             return choices
         raise ConstraintError(
-            f"no architecture of {self._table.spec.space!r} with {self._metric} between {left:,} "
+            f"no architecture of {self._table.spec.space!r} with {METRIC} between {left:,} "
             f"and {right:,} was found in {MAX_DRAWS} draws; use fewer bins or a wider range"
         )
 
@@ -144,7 +143,7 @@ class CostUniformSampler:
             return None
         for _ in range(max_draws):
             choices = self._axis.draw(left, right, generator, closed=is_last)
-            cost = self._table.cost(choices, self._metric)
+            cost = self._table.cost(choices, METRIC)
             # On an exact axis the draw is inside; on a rounded one a few lie just outside.
             if left <= cost < right or (is_last and cost == right):
                 return choices
