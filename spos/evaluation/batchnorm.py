@@ -179,12 +179,9 @@ def _reduce(totals: list[_Total]) -> None:
         [each.count for each in totals], dtype=torch.float64, device=totals[0].sums.device
     )
     flat = reduce_sum(torch.cat([counts, *(each.sums.flatten() for each in totals)]))
-    position = len(totals)
-    for each, count in zip(totals, flat[:position].tolist(), strict=True):
-        size = each.sums.numel()
-        each.count = count
-        each.sums = flat[position : position + size].view_as(each.sums)
-        position += size
+    counts, *sums = flat.split([len(totals), *(each.sums.numel() for each in totals)])
+    for each, count, part in zip(totals, counts.tolist(), sums, strict=True):
+        each.count, each.sums = count, part.view_as(each.sums)
 
 
 def _statistics(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

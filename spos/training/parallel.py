@@ -146,8 +146,5 @@ def _average(tensors: list[torch.Tensor]) -> None:
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
     flat /= world_size()
-    position = 0
-    for tensor in tensors:
-        count = tensor.numel()
-        tensor.copy_(flat[position : position + count].view_as(tensor))
-        position += count
+    for tensor, mean in zip(tensors, flat.split([each.numel() for each in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
