@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from spos.data.decode import BadImage, load_rgb
-from spos.data.folder import IMAGE_EXTENSIONS, find_images, find_test, is_folder
+from spos.data.folder import IMAGE_EXTENSIONS, find_images, find_test, list_folders
 from spos.errors import DataError
 
 _CHUNK = 1024  # files handed to the threads at a time
@@ -55,7 +55,7 @@ def find_gaps(root: Path | str, paths: Sequence[str]) -> list[str]:
     for part, other in zip(parts, reversed(parts), strict=True):
         gaps += [
             f"{root / part / name}: a class that {root / other} does not have"
-            for name in sorted({*_list_folders(root / part)} - {*_list_folders(root / other)})
+            for name in sorted({*list_folders(root / part)} - {*list_folders(root / other)})
         ]
     return gaps
 
@@ -65,16 +65,9 @@ def _find_empty(root: Path, part: str, paths: Sequence[str]) -> list[str]:
     full = {path[len(start) :].split("/")[0] for path in paths if path.startswith(start)}
     return [
         f"{root / part / name}: a class folder without images"
-        for name in _list_folders(root / part)
+        for name in list_folders(root / part)
         if name not in full
     ]
-
-
-def _list_folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(
-            entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry)
-        )
 
 
 def check_images(

@@ -148,10 +148,7 @@ def scan_folder(root: Path | str, *, indexes: Sequence[Path] = ()) -> ImageSet:
 
 def _list_classes(root: Path) -> Listing:
     changed_ns = change_time(root)  # before it is listed: a later change must be noticed
-    with os.scandir(root) as entries:
-        classes = sorted(
-            entry.name for entry in entries if not entry.name.startswith(".") and is_folder(entry)
-        )
+    classes = list_folders(root)
     if not classes:
         raise DataError(f"{root}: has no class folders; expected {root}/<class>/*.jpg")
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:
@@ -171,12 +168,20 @@ def _list_class(folder: Path) -> ClassListing:
     return ClassListing(folders, files)
 
 
-def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or a link to one.
+def list_folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted, without those that begin with a dot.
 
     Raises:
         DataError: naming a link that leads nowhere, such as to itself.
     """
+    with os.scandir(folder) as entries:
+        return sorted(
+            entry.name for entry in entries if not entry.name.startswith(".") and _is_folder(entry)
+        )
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one."""
     try:
         return entry.is_dir()
     except OSError as problem:
@@ -212,7 +217,7 @@ def find_images(
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if is_folder(entry):
+                if _is_folder(entry):
                     yield from find_images(
                         root, prefix + entry.name, listed=listed, passed_over=passed_over
                     )
