@@ -100,11 +100,7 @@ def apply_split(train: ImageSet, split: Split) -> tuple[ImageSet, ImageSet]:
             f"{min(absent)!r}; restore them, or make a new split with "
             f"`python -m spos data split {shlex.quote(str(train.root.parent))}`"
         )
-    is_held_out = np.array([path in held_out for path in train.paths])
-    return (
-        select_images(train, np.flatnonzero(~is_held_out)),
-        select_images(train, np.flatnonzero(is_held_out)),
-    )
+    return _divide(train, np.array([path in held_out for path in train.paths]))
 
 
 def divide_classes(images: ImageSet, *, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -132,10 +128,7 @@ def divide_classes(images: ImageSet, *, share: float, seed: int) -> tuple[ImageS
     grouped, ranks = _shuffled_within_class(labels, seed=seed, stream=Stream.TEST)
     is_test = np.zeros(len(images), bool)
     is_test[grouped[ranks < counts[labels[grouped]]]] = True
-    return (
-        select_images(images, np.flatnonzero(~is_test)),
-        select_images(images, np.flatnonzero(is_test)),
-    )
+    return _divide(images, is_test)
 
 
 def balanced_subset(images: ImageSet, *, count: int, seed: int) -> ImageSet:
@@ -198,6 +191,12 @@ def load_split(path: Path | str) -> Split:
                 "training folder"
             )
     return Split(held_out, classes=classes, per_class=value["per_class"], seed=value["seed"])
+
+
+def _divide(images: ImageSet, is_second: np.ndarray) -> tuple[ImageSet, ImageSet]:
+    """The images of which that is false, and those of which it is true, in their order."""
+    first, second = (np.flatnonzero(each) for each in (~is_second, is_second))
+    return select_images(images, first), select_images(images, second)
 
 
 def _most_held_out(smallest: int) -> int:
