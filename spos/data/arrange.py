@@ -5,6 +5,7 @@ Imports only `spos.errors` and the folder, split and making of folders of this p
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import shutil
@@ -60,24 +61,12 @@ def arrange_images(
         )
     train, test = divide_classes(images, share=test_share, seed=seed)
     parts = {"train": train, "test": test}
-
-    def check(place: Path) -> None:
-        for name, part in parts.items():
-            if scan_folder(place / name).paths != part.paths:
-                raise DataError(f"{place / name} holds other files")
-        for file, target in _list_files(parts, place):
-            found = os.readlink(target) if target.is_symlink() else None
-            if found != (None if copy else _link(file, target)):
-                raise DataError(f"{target} is not a {'copy' if copy else 'link'} of {file}")
-
-    def write(place: Path) -> None:
-        files = _list_files(parts, place)
-        for file, target in tqdm(files, total=len(images), unit=" images", disable=None):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _place(file, target, copy=copy)
-
-    holds = f"the images of {source}, divided by --test {test_share:g} --seed {seed}"
-    make_folder(folder, holds=holds, check=check, write=write)
+    make_folder(
+        folder,
+        holds=f"the images of {source}, divided by --test {test_share:g} --seed {seed}",
+        check=functools.partial(_check_folder, parts, copy=copy),
+        write=functools.partial(_write_folder, parts, copy=copy),
+    )
     return open_data(folder)
 
 
@@ -93,6 +82,23 @@ def _find_classes(source: Path) -> Path:
                 f"(--data-dir {shlex.quote(str(source))})"
             )
     return train
+
+
+def _check_folder(parts: Mapping[str, ImageSet], place: Path, *, copy: bool) -> None:
+    for name, part in parts.items():
+        if scan_folder(place / name).paths != part.paths:
+            raise DataError(f"{place / name} holds other files")
+    for file, target in _list_files(parts, place):
+        found = os.readlink(target) if target.is_symlink() else None
+        if found != (None if copy else _link(file, target)):
+            raise DataError(f"{target} is not a {'copy' if copy else 'link'} of {file}")
+
+
+def _write_folder(parts: Mapping[str, ImageSet], place: Path, *, copy: bool) -> None:
+    files, total = _list_files(parts, place), sum(map(len, parts.values()))
+    for file, target in tqdm(files, total=total, unit=" images", disable=None):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _place(file, target, copy=copy)
 
 
 def _list_files(parts: Mapping[str, ImageSet], place: Path) -> Iterator[tuple[Path, Path]]:
