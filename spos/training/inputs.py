@@ -196,16 +196,13 @@ def open_inputs(
             "so nothing to tell apart; expected several, train/<class>/*.jpg and the same in test"
         )
     kind, natural_size = _classify(data)
-    preset = PRESETS[kind]
     if arch_options and arch_options.get("num_classes") == len(data.train.classes):
-        natural_size = arch_options.get("image_size") or preset.image_size or natural_size
-    else:
-        natural_size = preset.image_size or natural_size
+        natural_size = arch_options.get("image_size") or natural_size
     return Inputs(
         data=data,
         kind=kind,
         image_size=args.image_size or natural_size,
-        augmentation=args.augmentation or preset.augmentation,
+        augmentation=args.augmentation or PRESETS[kind].augmentation,
         preprocessing=Preprocessing("spos" if args.spos_preprocessing else "standard"),
         backend=_choose_backend(args.loader, device),
         workers=_default_workers(kind, device) if args.workers is None else args.workers,
@@ -318,19 +315,24 @@ def _default_data_dir() -> Path:
 
 
 def _classify(data: DataFolder) -> tuple[str, int]:
-    """Kind of data and, for small images, the input size that suits them."""
+    """Kind of data and the input size that suits it."""
+    side = _typical_side(data)
     if is_digits(data):
-        return "digits", PRESETS["digits"].image_size or 0
+        kind = "digits"
+    else:
+        kind = "imagenet" if side > LARGEST_SMALL_IMAGE else "small"
+    return kind, PRESETS[kind].image_size or max(32, -(-int(side) // 8) * 8)
+
+
+def _typical_side(data: DataFolder) -> float:
+    """Median of the shorter sides of some training images, in pixels; 0 if none can be read."""
     every = max(1, len(data.train) // SAMPLED_IMAGES)
     sides = []
     for path in data.train.paths[::every][:SAMPLED_IMAGES]:
         size = file_size(data.train.root / path)
         if not isinstance(size, BadImage):  # the loader and `data check` name such images
             sides.append(min(size))
-    side = statistics.median(sides) if sides else 0
-    if side > LARGEST_SMALL_IMAGE:
-        return "imagenet", 224
-    return "small", max(32, -(-int(side) // 8) * 8)
+    return statistics.median(sides) if sides else 0
 
 
 def _default_cache(kind: str) -> int:
