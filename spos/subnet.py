@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,19 +46,36 @@ def save_subnet(
 
     Also the commit of this code. What is not known is left out, as of other systems' weights.
     """
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
-    metadata = {
-        "format": FORMAT,
-        "architecture": arch.to_json(),
-    }
+    metadata = {"format": FORMAT, "architecture": arch.to_json()}
     if commit := code_version():
         metadata["commit"] = commit
+    save_with_metadata(path, network, metadata, preprocessing=preprocessing, classes=classes)
+
+
+def save_with_metadata(
+    path: Path | str,
+    network: nn.Module,
+    metadata: Mapping[str, str],
+    *,
+    preprocessing: str | None,
+    classes: Sequence[str] | None,
+) -> None:
+    """Write a network's weights as safetensors with this metadata, and what is known of its images.
+
+    `read_preprocessing` and `read_classes` read the latter.
+    """
+    said = dict(metadata)
     if preprocessing is not None:
-        metadata["preprocessing"] = preprocessing
+        said["preprocessing"] = preprocessing
     if classes is not None:
-        metadata["classes"] = json.dumps(list(classes))
+        said["classes"] = json.dumps(list(classes))
     with open_atomic(path) as file:
-        file.write(save(tensors, metadata))
+        file.write(save(plain_tensors(network), said))
+
+
+def plain_tensors(network: nn.Module) -> dict[str, torch.Tensor]:
+    """A network's state dict as files hold it: on the CPU, in the usual memory format."""
+    return {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
 
 
 def load_subnet(arch: Architecture | Path | str, weights: Path | str | None = None) -> nn.Module:
@@ -94,19 +111,9 @@ def load_subnet(arch: Architecture | Path | str, weights: Path | str | None = No
             arch = read_architecture(arch)
     network = build_subnet(arch, affine=True)
     preprocessing = classes = None
-    if weights is None:
-        return equip_network(network, arch, preprocessing=preprocessing, classes=classes)
-    if str(weights).endswith(".safetensors"):
-        metadata, tensors = read_subnet_file(Path(weights))
-        if "preprocessing" in metadata:
-            preprocessing = read_preprocessing(metadata["preprocessing"], weights)
-        if "classes" in metadata:
-            classes = read_classes(metadata["classes"], weights)
-    else:
-        tensors = load_tensors(weights)
-        if isinstance(tensors, dict) and isinstance(tensors.get("network"), dict):
-            tensors = tensors["network"]  # a checkpoint of ours
-    load_weights_into(network, tensors, source=str(weights))
+    if weights is not None:
+        tensors, preprocessing, classes = _read_weights(weights)
+        load_weights_into(network, tensors, source=str(weights))
     return equip_network(network, arch, preprocessing=preprocessing, classes=classes)
 
 
@@ -125,6 +132,22 @@ def equip_network(
         prepare_image, preprocessing=preprocessing, image_size=equipped.image_size
     )
     return equipped
+
+
+def _read_weights(path: Path | str) -> tuple[Any, Preprocessing | None, tuple[str, ...] | None]:
+    """State dict, preprocessing and classes of a file of weights, as far as it says them."""
+    if not str(path).endswith(".safetensors"):
+        tensors = load_tensors(path)
+        if isinstance(tensors, dict) and isinstance(tensors.get("network"), dict):
+            tensors = tensors["network"]  # a checkpoint of ours
+        return tensors, None, None
+    metadata, tensors = read_subnet_file(Path(path))
+    preprocessing = classes = None
+    if "preprocessing" in metadata:
+        preprocessing = read_preprocessing(metadata["preprocessing"], path)
+    if "classes" in metadata:
+        classes = read_classes(metadata["classes"], path)
+    return tensors, preprocessing, classes
 
 
 def _read_architecture(path: Path) -> Architecture:

@@ -1,7 +1,7 @@
 """Networks of ours written for our own use, and in the layout of Megvii and NNI.
 
-Imports `spos.convert.state_dicts`, `spos.convert.weights`, `spos.convert.zoo`, `spos.errors`,
-`spos.files`, `spos.spaces`, `spos.subnet` and torch.
+Imports `spos.convert.weights`, `spos.convert.zoo`, `spos.errors`, `spos.files`, `spos.spaces`,
+`spos.subnet` and `spos.training.checkpoint`.
 """
 
 from __future__ import annotations
@@ -11,17 +11,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
-from torch import nn
-
-from spos.convert.state_dicts import Tensors
 from spos.convert.weights import SUPERNET_FORMAT, ConvertedWeights
 from spos.convert.zoo import BLOCKS
 from spos.errors import CheckpointError
 from spos.files import open_atomic
 from spos.spaces.options import strides
 from spos.spaces.shufflenet import STAGE_DEPTHS
-from spos.subnet import read_classes, read_preprocessing, save_subnet
+from spos.subnet import (
+    plain_tensors,
+    read_classes,
+    read_preprocessing,
+    save_subnet,
+    save_with_metadata,
+)
 from spos.training.checkpoint import save_tensors
 
 WEIGHT_FORMATS = ("safetensors", "megvii", "nni3")
@@ -50,26 +52,10 @@ def write_weights(
             what its file says of images and classes is malformed.
     """
     if format == "safetensors":
-        preprocessing, classes = _images(converted, path, preprocessing)
-        if converted.arch is not None:
-            save_subnet(path, converted.network, converted.arch, preprocessing=preprocessing,
-                        classes=classes)  # fmt: skip
-            return
-        metadata = {
-            "format": SUPERNET_FORMAT,
-            "space": converted.space,
-            "options": json.dumps(dict(converted.options)),
-            "affine": json.dumps(converted.affine),
-        }
-        if preprocessing is not None:
-            metadata["preprocessing"] = preprocessing
-        if classes is not None:
-            metadata["classes"] = json.dumps(classes)
-        with open_atomic(path) as file:
-            file.write(save(_cpu_tensors(converted.network), metadata))
+        _write_safetensors(path, converted, preprocessing)
         return
     _refuse_other_functions(converted, path, format)
-    tensors = _cpu_tensors(converted.network)
+    tensors = plain_tensors(converted.network)
     if format == "megvii":
         numbers = {f".{name}.branch_": f".{number}.branch_" for number, name in enumerate(BLOCKS)}
         tensors = {_replace(name, numbers): tensor for name, tensor in tensors.items()}
@@ -77,8 +63,21 @@ def write_weights(
         save_tensors({"state_dict": tensors} if format == "megvii" else tensors, file)
 
 
-def _cpu_tensors(network: nn.Module) -> Tensors:
-    return {name: tensor.contiguous().cpu() for name, tensor in network.state_dict().items()}
+def _write_safetensors(
+    path: Path | str, converted: ConvertedWeights, preprocessing: str | None
+) -> None:
+    preprocessing, classes = _images(converted, path, preprocessing)
+    said: Any = {"preprocessing": preprocessing, "classes": classes}
+    if converted.arch is not None:
+        save_subnet(path, converted.network, converted.arch, **said)
+        return
+    metadata = {
+        "format": SUPERNET_FORMAT,
+        "space": converted.space,
+        "options": json.dumps(dict(converted.options)),
+        "affine": json.dumps(converted.affine),
+    }
+    save_with_metadata(path, converted.network, metadata, **said)
 
 
 def _replace(name: str, replacements: Mapping[str, str]) -> str:
