@@ -13,15 +13,12 @@ from typing import Any
 from spos.architecture import Candidate
 from spos.convert.mmrazor_yaml import SHUFFLE_STAGES
 from spos.convert.state_dicts import STAGE_STARTS, Tensors
-from spos.convert.zoo import CHANNEL_SCALES
+from spos.convert.zoo import CHANNEL_SCALES, STAGE_OF_LAYER
 from spos.errors import CheckpointError
 from spos.spaces import complete_options
+from spos.spaces.mobilenet import LAST_STAGE, STAGES
 
-NUM_SHUFFLE_LAYERS = sum(SHUFFLE_STAGES)
-MOBILE_STAGES = ((32, 4), (56, 4), (112, 4), (128, 4), (256, 4), (432, 1))  # width, layers
-NUM_MOBILE_LAYERS = sum(layers for _, layers in MOBILE_STAGES)
-
-_STAGE_OF_LAYER = [stage for stage, layers in enumerate(SHUFFLE_STAGES) for _ in range(layers)]
+_MOBILE_STAGES = [(width, layers) for width, layers, _ in (*STAGES, LAST_STAGE)]
 _CANDIDATE = re.compile(r"features\.(\d+)\.(k3|k5|k7|xcep|k[357]e[36]|skip)\.(.+)")
 
 
@@ -116,7 +113,7 @@ def _scales(
     source: str,
 ) -> list[float] | None:
     """The channel scales that such middle widths are of; None if all are the fixed ones."""
-    halves = [widths[_STAGE_OF_LAYER[layer]] // 2 for layer in range(NUM_SHUFFLE_LAYERS)]
+    halves = [widths[stage] // 2 for stage in STAGE_OF_LAYER]
     if middles == halves:
         return None
     known = options.get("channel_scales")
@@ -180,7 +177,7 @@ def mobile_choices(tensors: Tensors, *, source: str) -> dict[str, Candidate]:
     """Choices of a MobileNet subnet whose layers have kept their numbers."""
     shapes = _Shapes(tensors, source)
     choices: dict[str, Candidate] = {}
-    for layer in range(NUM_MOBILE_LAYERS):
+    for layer in range(sum(layers for _, layers in _MOBILE_STAGES)):
         has_block = f"features.{layer}.conv.0.weight" in tensors
         candidate = shapes.mobile_block(f"features.{layer}")[0] if has_block else "skip"
         choices[f"layer_{layer + 1}"] = candidate
@@ -205,16 +202,16 @@ def renumber_mobile(
     """
     shapes = _Shapes(tensors, source)
     blocks = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("features.")})
-    used: dict[int, int] = dict.fromkeys(range(len(MOBILE_STAGES)), 0)
-    widths = [width for width, _ in MOBILE_STAGES]
+    used: dict[int, int] = dict.fromkeys(range(len(_MOBILE_STAGES)), 0)
+    widths = [width for width, _ in _MOBILE_STAGES]
     numbers: dict[int, int] = {}
     for block in blocks:
         width = shapes.mobile_block(f"features.{block}")[1]
         stage = widths.index(width) if width in widths else -1
-        if stage < 0 or used[stage] == MOBILE_STAGES[stage][1]:
+        if stage < 0 or used[stage] == _MOBILE_STAGES[stage][1]:
             raise CheckpointError(
                 f"{source}: block {block} has {width} channels, expected stages of "
-                f"{', '.join(f'{layers} x {width}' for width, layers in MOBILE_STAGES)}"
+                f"{', '.join(f'{layers} x {width}' for width, layers in _MOBILE_STAGES)}"
             )
         free = _free_layers(stage, wanted)
         if used[stage] >= len(free):
@@ -232,8 +229,8 @@ def renumber_mobile(
 
 
 def _free_layers(stage: int, wanted: Mapping[str, Candidate] | None) -> list[int]:
-    first = sum(layers for _, layers in MOBILE_STAGES[:stage])
-    layers = range(first, first + MOBILE_STAGES[stage][1])
+    first = sum(layers for _, layers in _MOBILE_STAGES[:stage])
+    layers = range(first, first + _MOBILE_STAGES[stage][1])
     if wanted is None:
         return list(layers)
     return [layer for layer in layers if wanted.get(f"layer_{layer + 1}") != "skip"]

@@ -116,7 +116,7 @@ def _rename_shunlu(name: str) -> str | None:
 
 def _block_name(layer: str, candidate: str | None, branch: str, rest: str) -> str | None:
     """Our name of a tensor in a block; NNI 2's projections at stride 1 are never applied."""
-    if int(layer) >= len(SHUFFLE_STAGES) * 5:
+    if int(layer) >= sum(SHUFFLE_STAGES):
         return None
     if branch == "proj" and int(layer) not in STAGE_STARTS:
         return ""

@@ -13,22 +13,11 @@ from spos.architecture import Architecture, Candidate
 from spos.errors import ArchitectureError
 
 ZOO_PREFIX = "zoo:"
-CHANNEL_SCALES = (
-    0.2,
-    0.4,
-    0.6,
-    0.8,
-    1.0,
-    1.2,
-    1.4,
-    1.6,
-    1.8,
-    2.0,
-)  # CanyonWind's; Megvii's end 1.6
+CHANNEL_SCALES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0)  # Megvii's end at 1.6
 BLOCKS = ("k3", "k5", "k7", "xcep")
 ANGLENAS_NAMES = ("k3e3", "k3e6", "k5e3", "k5e6", "k7e3", "k7e6")  # its operators 0 to 5
 
-_STAGE_OF_LAYER = (0,) * 4 + (1,) * 4 + (2,) * 8 + (3,) * 4
+STAGE_OF_LAYER = (0,) * 4 + (1,) * 4 + (2,) * 8 + (3,) * 4  # of a ShuffleNet
 _STAGE_WIDTHS = {"shufflenetv2": (64, 160, 320, 640), "shufflenetv2plus": (48, 128, 256, 512)}
 
 
@@ -213,6 +202,6 @@ def _choices(network: PublishedNetwork) -> dict[str, Candidate]:
     for layer, digit in enumerate(network.blocks):
         choices[f"layer_{layer + 1}"] = BLOCKS[int(digit)]
         if network.scales:
-            half = widths[_STAGE_OF_LAYER[layer]] // 2
+            half = widths[STAGE_OF_LAYER[layer]] // 2
             choices[f"channel_{layer + 1}"] = int(half * CHANNEL_SCALES[int(network.scales[layer])])
     return choices
