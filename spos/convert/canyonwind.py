@@ -6,7 +6,7 @@ Imports `spos.convert.state_dicts`, `spos.convert.zoo`, `spos.errors` and torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -130,24 +130,24 @@ def _add(blocks: _Blocks, key: _Branch, place: int, value: str, array: Tensor, s
     blocks.setdefault(key, {}).setdefault(place, {})[_VALUES[value]] = array
 
 
-def _split_branches(branch: str, kind: str, number: int, layer: int) -> list[tuple[str, str | int]]:
+def _split_branches(
+    branch: str, kind: str, number: int, layer: int
+) -> Sequence[tuple[str, str | int]]:
     """Our branch and place for each of the layers of a kind in a block, in the file's order.
 
     An exported network numbers the layers of both branches through, those of the main one first.
     """
     if kind == "se":
         return [("main", "SE_opr.1"), ("main", "SE_opr.3")]
-    has_projection = branch == "both" and layer in STAGE_STARTS
-    num_main = number - len(PROJECTION_PLACES) if has_projection else number
     shift = 1 if kind == "bn" else 0
-    main = SHUFFLE_PLACES if num_main <= len(SHUFFLE_PLACES) else XCEPTION_PLACES
-    places = [("proj" if branch == "proj" else "main", place + shift) for place in main]
-    projection: list[tuple[str, str | int]] = [
-        ("proj", place + shift) for place in PROJECTION_PLACES
-    ]
+    projection = [("proj", place + shift) for place in PROJECTION_PLACES]
     if branch == "proj":
         return projection
-    return [*places[:num_main], *(projection if has_projection else [])]
+    has_projection = branch == "both" and layer in STAGE_STARTS
+    num_main = number - len(projection) if has_projection else number
+    places = SHUFFLE_PLACES if num_main <= len(SHUFFLE_PLACES) else XCEPTION_PLACES
+    main = [("main", place + shift) for place in places[:num_main]]
+    return [*main, *(projection if has_projection else ())]
 
 
 def _tree_end(match: re.Match[str], source: str) -> str:
