@@ -37,6 +37,10 @@ _TWO_LISTS = re.compile(r"(\[[^\[\]]*\])[\s,;]*(\[[^\[\]]*\])")
 _NUM_LAYERS = {20: "shufflenetv2", 21: "proxyless_gpu", 8: "nasbench_macro"}
 _SMALL_SPACES = {"nasbench_macro": {"image_size": 32, "num_classes": 10}}
 _IMAGENET = {"image_size": 224, "num_classes": 1000}
+_MMRAZOR_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "shufflenetv2": {"layout": "classic", "classifier_bias": True, "dropout": 0.0},
+    "proxyless_gpu": {"skips": "mmrazor"},
+}
 _LABEL = re.compile(r"(layer|channel)_([1-9]\d?)")
 
 
@@ -104,8 +108,7 @@ def recognize_text(
         return _from_numbers(text, spec, source)
     if text[0] in '{["':
         return _from_json(text, spec, source)
-    names = parse_mmrazor(text, source=source)
-    return Reading("MMRazor", _by_names(names, spec, source, layout="classic"))
+    return _from_mmrazor(text, spec, source)
 
 
 def default_spec(space: str, **options: Any) -> SearchSpec:
@@ -131,8 +134,7 @@ def _from_json(text: str, spec: SearchSpec | None, source: str) -> Reading:
     if isinstance(value, dict) and "version" in value:
         return Reading("spos", parse_architecture(text, spec, source=source))
     if isinstance(value, dict) and _looks_like_mmrazor(value):
-        names = parse_mmrazor(text, source=source)
-        return Reading("MMRazor", _by_names(names, spec, source, layout="classic"))
+        return _from_mmrazor(text, spec, source)
     kind = "list"
     if isinstance(value, dict):
         is_nni2 = any(str(key).startswith("LayerChoice") for key in value)
@@ -144,6 +146,14 @@ def _from_json(text: str, spec: SearchSpec | None, source: str) -> Reading:
 
 def _looks_like_mmrazor(value: Mapping[str, Any]) -> bool:
     return "modules" in value or any(isinstance(entry, dict) for entry in value.values())
+
+
+def _from_mmrazor(text: str, spec: SearchSpec | None, source: str) -> Reading:
+    names = parse_mmrazor(text, source=source)
+    if spec is None:
+        space = _NUM_LAYERS[len(names)]
+        spec = default_spec(space, **_MMRAZOR_OPTIONS[space])
+    return Reading("MMRazor", _by_names(names, spec, source))
 
 
 def _guess_spec(value: dict[str, Any] | list[Any], source: str) -> SearchSpec:
@@ -220,16 +230,7 @@ def _by_numbers(numbers: Sequence[int], spec: SearchSpec | None, source: str) ->
     return _by_names(names, spec, source)
 
 
-def _by_names(
-    names: Sequence[str], spec: SearchSpec | None, source: str, *, layout: str | None = None
-) -> Architecture:
-    """The architecture of these candidates; ``layout`` is that of the system they come from."""
-    if spec is None:
-        is_mobile = len(names) == 21
-        options = {"skips": "mmrazor"} if is_mobile and layout else {}
-        if not is_mobile and layout:
-            options = {"layout": layout, "classifier_bias": True, "dropout": 0.0}
-        spec = default_spec(_NUM_LAYERS[len(names)], **options)
+def _by_names(names: Sequence[str], spec: SearchSpec, source: str) -> Architecture:
     if len(names) != len(spec.choices):
         raise ArchitectureError(
             f"{source}: has {len(names)} layers, expected the {len(spec.choices)} of {spec.space!r}"
