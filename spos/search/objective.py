@@ -5,6 +5,7 @@ Imports `spos.cost.constraints` and `spos.errors`; never torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,6 +49,11 @@ class Objective:
                     f"there are {', '.join(metrics)}; correct classArgs and start a new search"
                 )
         return sum(weight * metrics[name] for name, weight in self.weights.items())
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value out of a result can be a score or a metric: a finite number."""
+    return isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value)
 
 
 def parse_objective(value: Any, *, source: str = "objective") -> Objective:

@@ -18,7 +18,7 @@ from spos.architecture import Architecture, Choices, SearchSpec, describe_differ
 from spos.cost.constraints import Constraint, parse_constraints, write_constraints
 from spos.errors import ArchitectureError, SearchError
 from spos.files import read_json, write_text
-from spos.search.objective import DEFAULT, Objective
+from spos.search.objective import DEFAULT, Objective, is_number
 from spos.search.pareto import ParetoEvolution, find_front, measure
 from spos.search.results import (
     Entry,
@@ -83,11 +83,11 @@ def read_result(value: Any, spec: SearchSpec, *, expected: Choices | None) -> Re
     if "error" in value:
         error = value["error"]
         failure = str(error.get("reason") if isinstance(error, Mapping) else error)
-    elif failure is None and not _is_finite(score):
+    elif failure is None and not is_number(score):
         failure = f"the trial reported the score {score!r}"
     if failure is not None:
         return Result(choices, failure=failure)
-    metrics = {name: each for name, each in value.items() if name != "default" and _is_finite(each)}
+    metrics = {name: each for name, each in value.items() if name != "default" and is_number(each)}
     return Result(choices, score, metrics)
 
 
@@ -319,8 +319,3 @@ def read_progress(state_path: Path) -> Progress | None:
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise SearchError(f"{state_path}: is not the state of a search") from None
-
-
-def _is_finite(value: Any) -> bool:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)

@@ -19,7 +19,7 @@ from spos.cost.constraints import write_constraints
 from spos.errors import SearchError
 from spos.search.feasible import FeasibleSpace, Genes
 from spos.search.history import FAILED, RUNNING, SCORED, STATUSES, WAITING, History, Known, ranked
-from spos.search.objective import Objective
+from spos.search.objective import Objective, is_number
 
 STATE_VERSION = 2
 MAX_ATTEMPTS = 2  # a candidate whose evaluation fails is tried once more, then excluded
@@ -142,7 +142,7 @@ class Search:
         """
         genes = self.space.genes(choices)
         candidate = self._history.get(genes)
-        if score is None or not _is_score(score):
+        if score is None or not is_number(score):
             if candidate is None or candidate.status != RUNNING:
                 return False
             self.failures_in_a_row += 1
@@ -409,8 +409,3 @@ class Search:
             raise ValueError(f"a candidate is {status!r} with score {score!r}")
         self.space.choices(tuple(genes))  # raises if they do not fit
         return tuple(genes), Known(number, status, score, num_attempts)
-
-
-def _is_score(score: Any) -> bool:
-    is_number = isinstance(score, (int, float)) and not isinstance(score, bool)
-    return is_number and math.isfinite(score)
