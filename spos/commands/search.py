@@ -39,6 +39,7 @@ from spos.search.results import (
     JOURNAL,
     RUN_FOLDER,
     Entry,
+    rank_entries,
     read_entries,
     read_front,
     save_ranking,
@@ -47,7 +48,7 @@ from spos.search.watch import watch_experiment
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the three actions."""
+    """Add the actions and their flags; each sets ``run``."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
     start = actions.add_parser("start", help="start a search and show its progress to the end")
     start.add_argument("--concurrency", type=int, help="trials at once (trialConcurrency)")
@@ -210,7 +211,8 @@ def _best(args: argparse.Namespace) -> int:
         raise SearchError(f"{_title(name, log)} has no result yet ({log / BEST} is not there)")
     arch = load_architecture(log / BEST)
     entries = read_entries(log)
-    written = _write_top(args, arch, _title(name, log), log, _rank(entries))
+    ranking = rank_entries(entries)
+    written = _write_top(args, arch, _title(name, log), log, ranking)
     if args.output:
         try:
             save_architecture(args.output, arch)
@@ -219,9 +221,9 @@ def _best(args: argparse.Namespace) -> int:
             reason = f"there is no folder {args.output.parent}" if is_lost else problem.strerror
             raise SearchError(f"--output {args.output}: cannot be written ({reason})") from None
     if args.json:
-        ranking = [asdict(each) for each in _rank(entries)[: args.top]]
         front = [arch.id for arch in read_front(log)]
-        value = {"experiment": name, "folder": str(log), "best": ranking}
+        best = [asdict(each) for each in ranking[: args.top]]
+        value = {"experiment": name, "folder": str(log), "best": best}
         print(json.dumps({**value, "front": front} if front else value))
         return 0
     _print_result(name, log, entries, num_listed=args.top)
@@ -337,7 +339,7 @@ class _Signals:
 def _print_result(
     experiment_id: str | None, log: Path, entries: Sequence[Entry], *, num_listed: int
 ) -> None:
-    ranking = _rank(entries)
+    ranking = rank_entries(entries)
     failed = len(entries) - len(ranking)
     print(f"{_title(experiment_id, log)}: {len(ranking)} candidates evaluated, {failed} failed")
     if failed:
@@ -374,12 +376,6 @@ def _columns(entry: Entry) -> str:
 
 def _title(experiment_id: str | None, log: Path) -> str:
     return f"search in {log}" if experiment_id is None else f"experiment {experiment_id}"
-
-
-def _rank(entries: Sequence[Entry]) -> list[Entry]:
-    """The scored candidates, best first."""
-    scored = [each for each in entries if each.score is not None]
-    return sorted(scored, key=lambda each: -(each.score or 0.0))
 
 
 def _scaled(count: float | None) -> str:

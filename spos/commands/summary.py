@@ -1,6 +1,7 @@
 """`python -m spos summary`: what a supernet, its search and trainings from scratch came to.
 
-Imports `spos.commands.report` and `spos.errors`; `spos.report` and torch when it runs.
+Imports `spos.commands.report`, `spos.errors` and `spos.search.results`; `spos.report` and torch
+when it runs.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from spos.commands.report import add_target_flags, read_targets
 from spos.errors import ConfigError
+from spos.search.results import Entry, score_of
 
 if TYPE_CHECKING:
     from spos.report.sources import SearchRun, TrainingRun
-    from spos.search.results import Entry
 
 Source = TypeVar("Source")
 
@@ -132,8 +133,6 @@ def _last(run: TrainingRun, names: Mapping[str, str]) -> dict[str, float]:
 
 def _top1(entry: Entry) -> float:
     """The accuracy, which is not the score where the search had another objective."""
-    from spos.report.sources import score_of
-
     return entry.metrics.get("top1", score_of(entry))
 
 

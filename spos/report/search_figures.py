@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from spos.architecture import Candidate
 from spos.cost.constraints import Constraint
-from spos.report.sources import SearchRun, score_of
+from spos.report.sources import SearchRun
 from spos.report.style import (
     BLUE,
     GREEN,
@@ -35,7 +35,7 @@ from spos.report.style import (
     scaled,
 )
 from spos.search.record import NUM_BEST
-from spos.search.results import Entry
+from spos.search.results import Entry, score_of
 
 QUALITIES = ("top1", "top5", "loss")  # metrics that say how good, not how dear a network is
 UNITS = {"macs": "MACs", "params": "parameters", "latency_ms": "latency (ms)"}

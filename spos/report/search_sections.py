@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from spos.architecture import Architecture, Candidate
 from spos.errors import SposError
@@ -41,9 +41,10 @@ from spos.report.search_figures import (
     order_candidates,
     score_name,
 )
-from spos.report.sources import SearchRun, score_of
+from spos.report.sources import SearchRun
 from spos.report.style import colors_of, percent, plain, scaled
 from spos.search.record import NUM_BEST
+from spos.search.results import Entry, score_of
 
 NUM_LISTED = 20
 _NO_CANDIDATE = "No candidate has been scored yet: search.jsonl gets a line for each."
@@ -269,5 +270,5 @@ def _metric(value: float | None, is_share: bool = False) -> Cell:
     return Cell(f"{value:,}" if type(value) is int else f"{value:.4g}", value)
 
 
-def _show_score(ranking: Sequence[object]):
-    return percent if is_top1(ranking) else (lambda score: f"{score:.4g}")  # type: ignore[arg-type]
+def _show_score(ranking: Sequence[Entry]) -> Callable[[float], str]:
+    return percent if is_top1(ranking) else "{:.4g}".format

@@ -10,7 +10,6 @@ the page shows in place of what is missing.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +27,9 @@ from spos.search.launch import (
     list_experiments,
     list_searches,
 )
+from spos.search.objective import is_number
 from spos.search.record import Progress, read_progress
-from spos.search.results import BEST, JOURNAL, STATE_FILE, Entry, read_entries
+from spos.search.results import BEST, JOURNAL, STATE_FILE, Entry, rank_entries, read_entries
 from spos.training.run_folder import RunSettings, read_settings
 
 METRICS = "metrics.jsonl"
@@ -139,8 +139,7 @@ class SearchRun:
     @property
     def ranking(self) -> list[Entry]:
         """The scored candidates, best first, of equals the older."""
-        scored = [each for each in self.entries if each.score is not None]
-        return sorted(scored, key=score_of, reverse=True)
+        return rank_entries(self.entries)
 
     @property
     def best_path(self) -> Path | None:
@@ -289,14 +288,7 @@ def read_search(path: Path) -> SearchRun:
 
 def is_drawable(value: Any) -> bool:
     """Whether a value of a file is a number that an axis can hold."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and abs(value) < MAX_NUMBER
-
-
-def score_of(entry: Entry) -> float:
-    """The score of a scored candidate."""
-    assert entry.score is not None
-    return entry.score
+    return is_number(value) and abs(value) < MAX_NUMBER
 
 
 def _check_entry(entry: Entry) -> Entry | None:

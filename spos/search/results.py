@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,21 @@ def read_entries(folder: Path) -> list[Entry]:
     return list(entries.values())
 
 
+def rank_entries(entries: Iterable[Entry]) -> list[Entry]:
+    """The scored candidates, best first, of equals the older."""
+    scored = [each for each in entries if each.score is not None]
+    return sorted(scored, key=score_of, reverse=True)
+
+
+def score_of(entry: Entry) -> float:
+    """The score of a scored candidate."""
+    assert entry.score is not None
+    return entry.score
+
+
 def write_entries(folder: Path, entries: Sequence[Entry]) -> None:
     """Replace the folder's `search.jsonl`, atomically."""
-    write_journal(folder / JOURNAL, map(asdict, entries))
+    write_journal(folder / JOURNAL, (asdict(entry) for entry in entries))
 
 
 def save_best(folder: Path, arch: Architecture) -> None:
