@@ -98,12 +98,12 @@ def resume_experiment(
         SearchError: if the experiment is not known, still runs, or does not start.
     """
     known = find_experiment(experiment_id, experiments_dir)
-    if (known.pid is not None and is_alive(known.pid)) and known.status != "STOPPED":
-        raise SearchError(
-            f"experiment {experiment_id} still runs (process {known.pid}, port {known.port}); "
-            f"stop it first with `nnictl stop {experiment_id}`"
-        )
     if known.pid is not None and known.status != "STOPPED":
+        if is_alive(known.pid):
+            raise SearchError(
+                f"experiment {experiment_id} still runs (process {known.pid}, port {known.port}); "
+                f"stop it first with `nnictl stop {experiment_id}`"
+            )
         _mark_stopped(experiment_id)
     command = ["resume", experiment_id, "--port", str(port)]
     if experiments_dir is not None:
@@ -282,7 +282,7 @@ def _answers(pid: int) -> bool:
 
 
 def _last_change(experiment: KnownExperiment) -> float:
-    for name in ("search.jsonl", ""):
+    for name in (JOURNAL, ""):
         with contextlib.suppress(OSError):
             return (experiment.folder / "log" / name).stat().st_mtime
     return 0.0
