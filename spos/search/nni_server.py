@@ -14,6 +14,8 @@ from typing import Any
 
 from spos.errors import SearchError
 
+REQUEST_SECONDS = 10.0
+
 
 @dataclass(frozen=True)
 class NniTrial:
@@ -34,7 +36,6 @@ class NniServer:
 
     port: int
     prefix: str = ""
-    timeout: float = 10.0
 
     @classmethod
     def of_tuner(cls, channel: str) -> NniServer:
@@ -73,7 +74,7 @@ class NniServer:
         Raises:
             SearchError: if the server does not answer, or not with a success.
         """
-        connection = http.client.HTTPConnection("localhost", self.port, timeout=self.timeout)
+        connection = http.client.HTTPConnection("localhost", self.port, timeout=REQUEST_SECONDS)
         body = None if value is None else json.dumps(value)
         with contextlib.closing(connection):
             try:
