@@ -20,6 +20,7 @@ from spos.errors import ConfigError
 from spos.flag_values import positive, to_path
 from spos.search.arguments import METHODS, build_method, load_method
 from spos.search.benchmark import (
+    CHECKPOINTS,
     MODES,
     TARGET,
     MacroTable,
@@ -129,7 +130,7 @@ def _parse_setting(text: str) -> tuple[str, Any]:
 
 
 def _header(num_queries: int) -> str:
-    points = [number for number in (50, 100, 200, 500, 1000) if number <= num_queries]
+    points = [number for number in CHECKPOINTS if number <= num_queries]
     titles = "".join(f"  {f'after {number}':>24s}" for number in points)
     return (
         "true accuracy of the best found, median (first to third quartile) over the seeds\n"

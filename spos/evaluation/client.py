@@ -25,9 +25,7 @@ from spos.evaluation.address import Address, find_address, read_socket_path, tak
 from spos.evaluation.settings import EvaluationSettings
 from spos.files import parse_json
 
-START_SECONDS = (
-    300.0  # until an evaluator that starts listens; torch on a busy network disk is slow
-)
+START_SECONDS = 300.0  # until one that starts listens; torch on a busy network disk is slow
 ATTEMPTS = 4  # evaluators that may die or be outdated under one candidate
 MAX_LINE = 2**20
 _POLL_SECONDS = 0.02
