@@ -60,7 +60,7 @@ class Start:
     path: Path
     preprocessing: str
     classes: Sequence[str]
-    head_seed: int | None = None
+    head_seed: int | None
 
     def config(self) -> dict[str, Any]:
         """What a run's configuration says of it."""

@@ -67,9 +67,9 @@ class ConvertedWeights:
     space: str
     options: Mapping[str, Any]
     arch: Architecture | None
-    affine: bool = True
-    own_options: Mapping[str, Any] = field(default_factory=dict)
-    said: Mapping[str, Any] = field(default_factory=dict)
+    affine: bool
+    own_options: Mapping[str, Any]
+    said: Mapping[str, Any]
 
 
 def read_weights(

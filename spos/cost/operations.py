@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -62,13 +62,13 @@ class Operation:
     kind: str
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
-    kernel: int = 1
-    groups: int = 1
-    tensors: Mapping[str, int] = field(default_factory=dict)
-    weights: int = 0
-    positions: int = 0
-    has_bias: bool = False
-    is_affine: bool = False
+    kernel: int
+    groups: int
+    tensors: Mapping[str, int]
+    weights: int
+    positions: int
+    has_bias: bool
+    is_affine: bool
 
     @property
     def inputs(self) -> int:

@@ -36,7 +36,7 @@ class Tile:
 
     label: str
     value: str
-    note: str = ""
+    note: str
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ class TrainingRun:
     config: Mapping[str, Any]
     curves: Mapping[str, Curve]
     last_time: float | None
-    problems: tuple[str, ...] = ()
+    problems: tuple[str, ...]
 
     @property
     def measured(self) -> str:
@@ -164,9 +164,9 @@ class SearchRun:
 class Sources:
     """All that one report is about."""
 
-    runs: tuple[TrainingRun, ...] = ()
-    searches: tuple[SearchRun, ...] = ()
-    problems: tuple[str, ...] = field(default_factory=tuple)
+    runs: tuple[TrainingRun, ...]
+    searches: tuple[SearchRun, ...]
+    problems: tuple[str, ...]
 
     def of_stage(self, stage: str) -> list[TrainingRun]:
         """The training runs of a stage."""

@@ -83,7 +83,7 @@ class Picture:
     alt: str
     svg: bytes
     png: bytes
-    is_wide: bool = False
+    is_wide: bool
 
     @property
     def data_url(self) -> str:

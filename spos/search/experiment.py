@@ -62,7 +62,7 @@ class Experiment:
 
     config: Mapping[str, Any]
     num_planned: int | None
-    remark: str = ""
+    remark: str
 
 
 def prepare_experiment(path: Path, changes: Changes) -> Experiment:
