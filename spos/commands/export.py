@@ -43,33 +43,37 @@ def configure(parser: argparse.ArgumentParser) -> None:
     images.add_argument(
         "--test-images", type=positive, metavar="N", help="of the test set (default: all)"
     )
-    int8 = parser.add_argument_group("int8")
-    int8.add_argument(
-        "--calibration", choices=("min-max", "entropy", "percentile"), default="min-max",
-        help="how the range of each map follows from the images (%(default)s)",
-    )  # fmt: skip
-    int8.add_argument(
-        "--calibration-images", type=positive, metavar="N",
-        help="of the training set, evenly over the classes "
-        f"(default: {CALIBRATION_IMAGES}, or all if there are fewer)",
-    )  # fmt: skip
-    int8.add_argument(
-        "--float-layers", nargs="+", default=[], metavar="NAME",
-        help="layers left in float32, such as first_conv features.0 classifier",
-    )  # fmt: skip
-    int8.add_argument(
-        "--per-tensor", action="store_true", help="one scale for a weight, not one per channel"
-    )
-    int8.add_argument(
-        "--reduce-range", action=argparse.BooleanOptionalAction, default=True,
-        help="7-bit weights; with 8 bits, products overflow on x86 processors without VNNI",
-    )  # fmt: skip
+    _add_int8_flags(parser)
     parser.add_argument(
         "--shuffle-by-convolution", action="store_true",
         help="channel shuffles as fixed 1 x 1 convolutions",
     )  # fmt: skip
     parser.add_argument("--space", help="module:Class of your own, if MODEL is of it")
     parser.set_defaults(run=run)
+
+
+def _add_int8_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("int8")
+    group.add_argument(
+        "--calibration", choices=("min-max", "entropy", "percentile"), default="min-max",
+        help="how the range of each map follows from the images (%(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--calibration-images", type=positive, metavar="N",
+        help="of the training set, evenly over the classes "
+        f"(default: {CALIBRATION_IMAGES}, or all if there are fewer)",
+    )  # fmt: skip
+    group.add_argument(
+        "--float-layers", nargs="+", default=[], metavar="NAME",
+        help="layers left in float32, such as first_conv features.0 classifier",
+    )  # fmt: skip
+    group.add_argument(
+        "--per-tensor", action="store_true", help="one scale for a weight, not one per channel"
+    )
+    group.add_argument(
+        "--reduce-range", action=argparse.BooleanOptionalAction, default=True,
+        help="7-bit weights; with 8 bits, products overflow on x86 processors without VNNI",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -113,18 +117,45 @@ def _make_onnx(args: argparse.Namespace, network: Any) -> _Made:
     from spos.deploy.images import load_calibration_images, load_test_images, open_images
     from spos.deploy.networks import OnnxNetwork, compare_networks
     from spos.deploy.onnx_export import export_onnx, require_onnx
-    from spos.deploy.permutation import shuffle_by_convolution
     from spos.evaluation.accuracy import measure_accuracy
-    from spos.folding import fold_batchnorm
 
     require_onnx()
-    cpu = torch.device("cpu")
     data = open_images(network, args.data_dir or _data_dir_of_run(args.model))
     test = load_test_images(network, data.test, count=args.test_images)
     calibration = []
     if args.int8:
         count = args.calibration_images or min(CALIBRATION_IMAGES, len(data.train))
         calibration = load_calibration_images(network, data.train, count=count)
+    plain = _fold(args, network, test)
+    model = export_onnx(
+        plain, network.arch, image_size=network.image_size,
+        preprocessing=network.preprocessing, classes=network.classes,
+    )  # fmt: skip
+    float32 = OnnxNetwork(model, source=str(args.onnx or "ONNX"))
+    agreement = compare_networks(network, float32, test)
+    agreement.check(ONNX_TOLERANCE, what=f"{args.model} in ONNX Runtime")
+    accuracy = measure_accuracy(network, test, torch.device("cpu"))
+    print(
+        f"ONNX: {_mib(model)}; ONNX Runtime against PyTorch: largest difference of a logit "
+        f"{agreement.difference:.1e}, same first class on {100 * agreement.same_top1:.2f} %\n"
+        f"test top-1: {100 * accuracy.top1:.2f} % on {accuracy.num_images} images"
+    )
+    metrics = {"top1": accuracy.top1, "top5": accuracy.top5}
+    if not args.int8:
+        return _Made(model, b"", metrics)
+    int8 = _make_int8(args, model, calibration)
+    _report_int8(args, model, int8, float32, test, num_calibrated=sum(map(len, calibration)))
+    return _Made(model, int8, metrics)
+
+
+def _fold(args: argparse.Namespace, network: Any, test: Any) -> Any:
+    """The network as it is exported, compared with the one that it is made of."""
+    import torch
+
+    from spos.deploy.networks import compare_networks
+    from spos.deploy.permutation import shuffle_by_convolution
+    from spos.folding import fold_batchnorm
+
     size = network.image_size
     folding = fold_batchnorm(network, torch.zeros(1, 3, size, size))
     plain = folding.network
@@ -137,25 +168,7 @@ def _make_onnx(args: argparse.Namespace, network: Any) -> _Made:
         f"folded: {len(folding.folded)} BatchNorms into convolutions{kept}; largest difference of "
         f"a logit {folded.difference:.1e} on {folded.num_images} test images"
     )
-    model = export_onnx(
-        plain, network.arch, image_size=size, preprocessing=network.preprocessing,
-        classes=network.classes,
-    )  # fmt: skip
-    float32 = OnnxNetwork(model, source=str(args.onnx or "ONNX"))
-    agreement = compare_networks(network, float32, test)
-    agreement.check(ONNX_TOLERANCE, what=f"{args.model} in ONNX Runtime")
-    accuracy = measure_accuracy(network, test, cpu)
-    print(
-        f"ONNX: {_mib(model)}; ONNX Runtime against PyTorch: largest difference of a logit "
-        f"{agreement.difference:.1e}, same first class on {100 * agreement.same_top1:.2f} %\n"
-        f"test top-1: {100 * accuracy.top1:.2f} % on {accuracy.num_images} images"
-    )
-    metrics = {"top1": accuracy.top1, "top5": accuracy.top5}
-    if not args.int8:
-        return _Made(model, b"", metrics)
-    int8 = _make_int8(args, model, calibration)
-    _report_int8(args, model, int8, float32, test, num_calibrated=sum(map(len, calibration)))
-    return _Made(model, int8, metrics)
+    return plain
 
 
 def _make_int8(args: argparse.Namespace, model: bytes, calibration: Any) -> bytes:
