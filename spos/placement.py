@@ -1,4 +1,4 @@
-"""Gets a network ready to run on a device.
+"""Gets a network, and torch's threads, ready to run on a device.
 
 Imports `spos.spaces.convolution` and torch.
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -29,6 +31,17 @@ def place(network: Network, device: torch.device) -> Network:
         choose_algorithms(network)
         keep_freed_memory()
     return network
+
+
+@contextmanager
+def cpu_threads(number: int) -> Iterator[None]:
+    """While the block runs, torch computes with so many threads of the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def keep_freed_memory() -> None:

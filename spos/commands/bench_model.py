@@ -1,6 +1,7 @@
 """`python -m spos bench model`: latency of deployed networks, per batch size and threads.
 
-Imports `spos.deploy`, `spos.errors` and torch when it runs.
+Imports `spos.errors`, `spos.flag_values`; `spos.deploy`, `spos.placement`, `spos.spaces` and torch
+when it runs.
 """
 
 from __future__ import annotations
@@ -79,12 +80,9 @@ def _measure(networks: dict[str, Any], batch_size: int, threads: int, repeats: i
     import torch
 
     from spos.deploy.latency import measure_latency
+    from spos.placement import cpu_threads
 
     size = next(iter(networks.values())).image_size
     images = torch.zeros(batch_size, 3, size, size)
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with cpu_threads(threads):
         return measure_latency(networks, images, repeats=repeats)
-    finally:
-        torch.set_num_threads(threads_before)

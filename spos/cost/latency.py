@@ -1,7 +1,7 @@
 """Measured latency of every candidate of a space, as a further metric of its cost table.
 
-Imports `spos.architecture`, `spos.cost`, `spos.errors`, `spos.folding`, `spos.spaces`,
-`spos.supernet` and torch.
+Imports `spos.architecture`, `spos.cost`, `spos.errors`, `spos.folding`, `spos.placement`,
+`spos.spaces`, `spos.supernet` and torch.
 
 Candidates are timed where they will run: in whole subnets as they are deployed (extracted,
 BatchNorm folded, channels-last, evaluation mode), between the moment at which the first layer of a
@@ -21,7 +21,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from spos.cost.prediction import Prediction
 from spos.cost.table import CostTable, Term
 from spos.errors import ConfigError, is_out_of_memory
 from spos.folding import fold_batchnorm
+from spos.placement import cpu_threads
 from spos.spaces import build_space, default_image_size
 from spos.spaces.sharing import Choice
 from spos.spaces.sliced import own_tensors
@@ -77,7 +78,7 @@ def measure_latency(
             on more combinations of candidates than can be measured.
     """
     image_size = default_image_size(table.spec.space, options=table.spec.options)
-    with _threads(threads), torch.inference_mode():
+    with cpu_threads(threads), torch.inference_mode():
         try:
             images = torch.randn(batch_size, 3, image_size, image_size, device=device)
             images = images.contiguous(memory_format=torch.channels_last)
@@ -349,16 +350,6 @@ def _spread(samples: Sequence[float]) -> float:
         return 0.0
     low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
     return high - low
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _device_name(device: torch.device) -> str:
