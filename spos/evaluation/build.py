@@ -67,14 +67,17 @@ class TrainedSupernet:
     Attributes:
         path: the run folder.
         settings: its ``args.json``.
-        spec: the search space.
         table: costs of its architectures.
     """
 
     path: Path
     settings: RunSettings
-    spec: SearchSpec
     table: CostTable
+
+    @property
+    def spec(self) -> SearchSpec:
+        """The search space."""
+        return self.table.spec
 
     def differences(self, arch: Architecture) -> str:
         """By which options ``arch`` is another network than this supernet's; empty if by none.
@@ -191,4 +194,4 @@ def open_supernet_run(path: Path | str) -> TrainedSupernet:
             f"supernet is {config['space']} {config['options']}; repeat the command that trained "
             "it, which writes its own"
         )
-    return TrainedSupernet(Path(path), settings, table.spec, table)
+    return TrainedSupernet(Path(path), settings, table)
