@@ -140,23 +140,7 @@ class _Found:
 
 def _read(path: Path) -> _Found:
     if path.suffix == ".safetensors":
-        metadata, tensors = read_subnet_file(path)
-        if metadata.get("format") == SUPERNET_FORMAT:
-            options = parse_json(
-                metadata.get("options", ""), source=f"{path}, its options", error=CheckpointError
-            )
-            config = {"space": metadata.get("space"), "options": options, **_images(metadata, path)}
-            if "affine" in metadata:  # later versions than the first
-                config["affine"] = metadata["affine"] == "true"
-            return _Found("spos", _checked(tensors, path), config=config)
-        if "architecture" not in metadata:
-            return _rename(_checked(tensors, path), path)
-        arch = parse_architecture(metadata["architecture"], source=f"{path}, its architecture")
-        config = {
-            "space": arch.space, "options": arch.options, "choices": arch.choices,
-            **_images(metadata, path),
-        }  # fmt: skip
-        return _Found("spos", _checked(tensors, path), config=config)
+        return _read_safetensors(path)
     if path.suffix == ".params" or begins_as_mxnet(path):
         tensors = canyonwind.rename_canyonwind(load_mxnet(path), source=str(path))
         return _Found(canyonwind.NAME, _checked(tensors, path), options=canyonwind.OPTIONS)
@@ -173,6 +157,25 @@ def _read(path: Path) -> _Found:
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
     return _rename(tensors, path)
+
+
+def _read_safetensors(path: Path) -> _Found:
+    metadata, tensors = read_subnet_file(path)
+    config: dict[str, Any]
+    if metadata.get("format") == SUPERNET_FORMAT:
+        options = parse_json(
+            metadata.get("options", ""), source=f"{path}, its options", error=CheckpointError
+        )
+        config = {"space": metadata.get("space"), "options": options}
+        if "affine" in metadata:  # later versions than the first
+            config["affine"] = metadata["affine"] == "true"
+    elif "architecture" in metadata:
+        arch = parse_architecture(metadata["architecture"], source=f"{path}, its architecture")
+        config = {"space": arch.space, "options": arch.options, "choices": arch.choices}
+    else:
+        return _rename(_checked(tensors, path), path)
+    config.update(_images(metadata, path))
+    return _Found("spos", _checked(tensors, path), config=config)
 
 
 def _images(metadata: Mapping[str, str], path: Path) -> dict[str, Any]:
