@@ -1,6 +1,7 @@
 """`python -m spos convert`: architectures and weights from and to the other systems' files.
 
-Imports `spos.convert` and `spos.errors`; torch only with a file of weights or a search space.
+Imports `spos.errors`, `spos.files`, `spos.flag_values`; when it runs `spos.convert`, `spos.spaces`,
+and torch only with a file of weights or a search space.
 """
 
 from __future__ import annotations

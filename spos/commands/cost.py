@@ -1,7 +1,7 @@
 """`python -m spos cost`: what a network costs, in any system's convention, or a whole search space.
 
-Imports `spos.commands`, `spos.cost.table`, `spos.errors`, `spos.files`; `spos.convert`,
-`spos.cost`, `spos.spaces` when it runs.
+Imports `spos.commands`, `spos.cost.table`, `spos.errors`, `spos.files`, `spos.flag_values`;
+`spos.convert`, `spos.cost`, `spos.spaces` when it runs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`python -m spos cost SPACE --fit MEASURED`: a cost of every candidate, from whole networks' ones.
 
-Imports `spos.commands.cost_latency`, `spos.cost`, `spos.errors`.
+Imports `spos.commands.cost_latency`, `spos.flag_values`; `spos.cost` when it runs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """`python -m spos data`: make data sets of own images, CIFAR and the digits, split and check them.
 
-Imports only `spos.data`, `spos.errors` and `spos.files`; never torch, so that it starts at once.
+Imports `spos.errors`, `spos.files`, `spos.flag_values`, and `spos.data` when it runs; never torch,
+so that it starts at once.
 """
 
 from __future__ import annotations

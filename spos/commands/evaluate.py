@@ -1,6 +1,7 @@
 """`python -m spos evaluate`: the accuracy of a trained network on a data set, as it is.
 
-Imports `spos.convert`, `spos.deploy`, `spos.errors`, `spos.evaluation` and torch when it runs.
+Imports `spos.errors`, `spos.flag_values`; what opens and measures networks, and torch, when it
+runs.
 """
 
 from __future__ import annotations

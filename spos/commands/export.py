@@ -1,6 +1,7 @@
 """`python -m spos export`: a trained subnet as ONNX, as int8, as a folder to hand over.
 
-Imports `spos.errors` and `spos.files`; `spos.deploy`, `spos.evaluation` and torch when it runs.
+Imports `spos.errors`, `spos.files`, `spos.flag_values`; `spos.deploy`, `spos.evaluation`,
+`spos.folding`, `spos.training.run_folder` and torch when it runs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`python -m spos predict`: what a deployed network says of image files.
 
-Imports `spos.deploy`, `spos.errors` and torch when it runs.
+Imports `spos.errors`, `spos.flag_values`; `spos.deploy`, `spos.spaces` and torch when it runs.
 """
 
 from __future__ import annotations

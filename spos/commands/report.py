@@ -1,6 +1,6 @@
 """`python -m spos report`: one HTML page and PNGs of a supernet, its search and its winner.
 
-Imports `spos.errors`; `spos.report` and torch when it runs.
+Imports `spos.errors`, `spos.flag_values`; `spos.report`, `spos.spaces` and torch when it runs.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What `python -m spos sample` writes: drawn architectures to train, or as networks to measure.
 
-Imports `spos.architecture`, `spos.cost`, `spos.files`; `spos.data`, `spos.deploy`,
+Imports `spos.architecture`, `spos.cost`, `spos.files`; `spos.data`, `spos.deploy`, `spos.folding`,
 `spos.spaces` and torch when it runs.
 """
 

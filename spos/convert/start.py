@@ -1,6 +1,7 @@
 """Weights that a training begins with: of ours or another system's, with a new head if need be.
 
-Imports `spos.convert.weights`, `spos.supernet`, `spos.training`.
+Imports `spos.architecture`, `spos.convert.weights`, `spos.errors`, `spos.files`,
+`spos.flag_values`, `spos.supernet`, `spos.training` and torch.
 """
 
 from __future__ import annotations

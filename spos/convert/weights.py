@@ -1,6 +1,7 @@
 """Weights of the reference systems, and ours, as networks of ours.
 
-Imports `spos.convert`, `spos.spaces`, `spos.subnet`, `spos.supernet`, `spos.training.checkpoint`.
+Imports `spos.architecture`, `spos.convert`, `spos.errors`, `spos.files`, `spos.spaces`,
+`spos.subnet`, `spos.supernet`, `spos.training.checkpoint` and torch.
 """
 
 from __future__ import annotations

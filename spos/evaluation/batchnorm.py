@@ -1,6 +1,6 @@
 """BatchNorm recalibration: the statistics of one path, exact, over a fixed set of images.
 
-Imports `spos.training.parallel` and torch.
+Imports `spos.errors`, `spos.training.parallel` and torch.
 
 The statistics that a supernet's BatchNorm layers gather in training mix all paths, so a candidate
 is measured with its own (Guo et al. 2020, sec. 3.4). Differs from the official code, whose running

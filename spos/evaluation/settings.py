@@ -1,6 +1,6 @@
 """How candidates of a supernet run are to be evaluated on this machine, and the flags that say so.
 
-Imports `spos.errors`; never torch, because trials read these flags.
+Imports `spos.errors` and `spos.flag_values`; never torch, because trials read these flags.
 """
 
 from __future__ import annotations

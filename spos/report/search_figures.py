@@ -1,6 +1,7 @@
 """How a search went: its rounds, what it found at every cost, what it chose in every layer.
 
-Imports `spos.cost.constraints`, `spos.report`, `spos.search.results`, numpy and matplotlib.
+Imports `spos.architecture`, `spos.cost.constraints`, `spos.report`, `spos.search`, numpy and
+matplotlib.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The page's parts on a search: its progress, the best architecture, the table of the top ones.
 
-Imports `spos.architecture`, `spos.errors`, `spos.report` and `spos.search.record`.
+Imports `spos.architecture`, `spos.errors`, `spos.report` and `spos.search`.
 """
 
 from __future__ import annotations

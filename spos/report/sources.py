@@ -1,6 +1,6 @@
 """What a report is about: training runs and searches, read as far as they have been written.
 
-Imports `spos.cost.constraints`, `spos.errors`, `spos.files`, `spos.search`,
+Imports `spos.architecture`, `spos.cost.constraints`, `spos.errors`, `spos.files`, `spos.search`,
 `spos.training.run_folder`.
 
 A reader here never gives up on a run: what cannot be read becomes one of its ``problems``, which

@@ -1,6 +1,7 @@
 """An experiment's configuration: read, changed by flags, and checked before NNI sees it.
 
-Imports NNI (inside functions: it takes a second) and the rest of the search; never torch.
+Imports NNI (inside functions: it takes a second), `spos.errors`, `spos.files` and the rest of the
+search; never torch.
 """
 
 from __future__ import annotations

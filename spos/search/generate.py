@@ -1,6 +1,6 @@
 """Writing the search space: the trial command is run once with NNI_GEN_SEARCH_SPACE set.
 
-Imports `spos.cost`, `spos.errors`, `spos.files`; never torch.
+Imports `spos.cost`, `spos.errors`, `spos.files`, `spos.search.feasible`; never torch.
 """
 
 from __future__ import annotations

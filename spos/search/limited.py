@@ -1,6 +1,6 @@
 """Evaluation in a process of its own, which is ended when a candidate takes too long.
 
-Imports `spos.errors` and the rest of the search; never torch itself.
+Imports `spos.architecture` and `spos.errors`; never torch itself.
 
 A network that hangs, in a driver or an image loader, cannot be interrupted from within its process.
 So here the search and the evaluation are two: the evaluation has everything loaded once, is told

@@ -1,6 +1,7 @@
 """A search and its files: what a result says, what becomes of it, what is kept on disk.
 
-Imports `spos.architecture`, `spos.cost`, `spos.errors`, `spos.files` and the searcher; never torch.
+Imports `spos.architecture`, `spos.cost`, `spos.errors`, `spos.files` and the rest of the search;
+never torch.
 """
 
 from __future__ import annotations

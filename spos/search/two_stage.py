@@ -1,6 +1,6 @@
 """Two-stage search: blocks first, then channels on the best blocks (CanyonWind).
 
-Imports `spos.errors`, the rest of the search and numpy; never torch.
+Imports `spos.architecture`, `spos.errors`, the rest of the search and numpy; never torch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The training loop, for the supernet and for a subnet alike.
 
-Imports `spos.data`, `spos.placement`, `spos.supernet`, the modules of `spos.training` and torch.
+Imports `spos.data`, `spos.errors`, `spos.placement`, `spos.supernet`, the modules of
+`spos.training` and torch.
 """
 
 from __future__ import annotations

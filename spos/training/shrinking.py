@@ -1,7 +1,7 @@
 """Shrinking a search space while its supernet trains: the operators that turned least are dropped.
 
-Imports `spos.architecture`, `spos.cost`, `spos.errors`, `spos.spaces`, `spos.supernet`,
-`spos.training` and torch.
+Imports `spos.architecture`, `spos.cost`, `spos.data.counter_random`, `spos.errors`, `spos.spaces`,
+`spos.supernet`, `spos.training` and torch.
 
 The angle-based shrinking of AngleNAS (Hu et al. 2020): an operator is scored by the mean angle
 between the initial and the present weights of subnets that contain it.

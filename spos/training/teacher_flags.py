@@ -1,7 +1,7 @@
 """The flags on a teacher of `scratch.py`, and the network that they name.
 
-Imports `spos.data`, `spos.errors`, `spos.files`, `spos.placement`, `spos.spaces`, `spos.subnet`,
-`spos.training`.
+Imports `spos.data`, `spos.errors`, `spos.files`, `spos.flag_values`, `spos.placement`,
+`spos.spaces`, `spos.subnet`, `spos.training`.
 """
 
 from __future__ import annotations
