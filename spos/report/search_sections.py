@@ -5,6 +5,7 @@ Imports `spos.architecture`, `spos.errors`, `spos.report` and `spos.search`.
 
 from __future__ import annotations
 
+import math
 import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -147,7 +148,8 @@ def _limits_caption(search: SearchRun, metric: str) -> str:
     if not limits:
         return f"{front} The search had no limit on this."
     low, high = limits[0].low, limits[0].high
-    return f"{front} The search allowed {scaled(max(low, 0))} to {scaled(high)}."
+    end = f"to {scaled(high)}" if high < math.inf else "or more"
+    return f"{front} The search allowed {scaled(max(low, 0))} {end}."
 
 
 # -- the best one ----------------------------------------------------------------------------------

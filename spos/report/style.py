@@ -146,6 +146,7 @@ def plain(value: object, limit: int = 24) -> str:
 
 def scaled(number: float) -> str:
     """A count with a unit prefix: 322918720 is ``323 M``."""
+    number = float(f"{number:.3g}")  # first, or 999999 would be "1e+03 k"
     for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
             return f"{number / size:.3g} {letter}"

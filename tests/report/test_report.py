@@ -153,6 +153,12 @@ def test_search_in_its_first_trial_is_a_page_that_says_so(tmp_path):
     assert "Search: 0 of 30 candidates" in text
 
 
+def test_limit_without_an_upper_end_is_told(tmp_path):
+    folder = write_experiment(tmp_path / "search", rounds=1)
+    write_state(folder, planned=6, constraints={"macs": [1_000_000, None]})
+    assert "The search allowed 1 M or more." in text_of(page_of(folder))
+
+
 def test_middle_of_a_run_is_shown_as_far_as_it_is(tmp_path):
     paths = [
         write_supernet(tmp_path / "supernet", steps=20),

@@ -17,6 +17,7 @@ from spos.report.search_figures import (
     order_candidates,
 )
 from spos.report.sources import SearchRun, read_search
+from spos.report.style import scaled
 from spos.search.results import Entry
 
 
@@ -104,6 +105,14 @@ def test_figures_are_drawn_with_a_single_candidate():
 def test_figures_without_a_score_are_not_drawn():
     search = search_of(entry(None))
     assert draw_progress(search) is None and draw_choices(search) is None
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0"), (999, "999"), (999_499, "999 k"), (999_999, "1 M"), (322_918_720, "323 M")],
+)
+def test_counts_have_three_digits_and_a_prefix(count, text):
+    assert scaled(count) == text
 
 
 @pytest.mark.parametrize(
