@@ -5,7 +5,7 @@ Imports `spos.cost.constraints` and `spos.errors`; never torch.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,7 +53,8 @@ class Objective:
 
 def is_number(value: Any) -> bool:
     """Whether a value out of a result can be a score or a metric: a finite number."""
-    return isinstance(value, (int, float)) and type(value) is not bool and math.isfinite(value)
+    is_plain = isinstance(value, (int, float)) and type(value) is not bool
+    return is_plain and abs(value) <= sys.float_info.max  # an int may be more, NaN is not less
 
 
 def parse_objective(value: Any, *, source: str = "objective") -> Objective:

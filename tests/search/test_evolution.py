@@ -188,7 +188,9 @@ def test_later_rounds_use_scores_that_came_late():
     assert len({key(each) for each in [*first, running, *rest, third]}) == 21
 
 
-@pytest.mark.parametrize("score", [None, math.nan, math.inf, -math.inf, True, "0.9"])
+@pytest.mark.parametrize(
+    "score", [None, math.nan, math.inf, -math.inf, pytest.param(10**400, id="huge"), True, "0.9"]
+)
 def test_failure_is_retried_once_then_excluded(score):
     search = make_search(rounds=1, population=3, max_failures=100)
     bad = search.ask()
