@@ -66,10 +66,7 @@ class PathMemory:
     def __init__(self, supernet: Supernet, *, max_bytes: int) -> None:
         self._trunk = _find_trunk(supernet) if max_bytes else None
         self._room = max_bytes
-        self._keys: list[Key] = []
-        self._statistics: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
-        self._passes = {"calibration": _Pass(), "validation": _Pass()}
-        self._shared = 0  # leading children that the current path need not run
+        self.forget()
         if self._trunk is not None:
             labels = [_labels(child) for child in self._trunk.children()]
             inner = {label for each in labels for label in each}
@@ -78,8 +75,10 @@ class PathMemory:
 
     def forget(self) -> None:
         """Keep nothing of the paths so far."""
-        self._keys, self._statistics, self._shared = [], [], 0
+        self._keys: list[Key] = []
+        self._statistics: list[list[tuple[torch.Tensor, torch.Tensor]]] = []
         self._passes = {"calibration": _Pass(), "validation": _Pass()}
+        self._shared = 0  # leading children that the current path need not run
 
     def begin(self, choices: Choices) -> None:
         """Find out what the path now active has in common with the one before, drop the rest."""
