@@ -73,7 +73,7 @@ def _draw_blocks(axes: Axes, blocks: Sequence[Block], colors: Mapping[Candidate,
     heights = [max(each.channels, 1) ** 0.5 for each in blocks]  # linear would flatten the first
     tallest = max(heights)
     for x, (block, height) in enumerate(zip(blocks, heights, strict=True)):
-        color = colors.get(block.candidate, GREY) if block.candidate is not None else FIXED_COLOR
+        color = _color_of(block, colors)
         axes.add_patch(
             FancyBboxPatch(
                 (x - 0.36, -height / 2), 0.72, height, linewidth=0, facecolor=color,
@@ -102,10 +102,7 @@ def _draw_blocks(axes: Axes, blocks: Sequence[Block], colors: Mapping[Candidate,
 
 
 def _draw_macs(axes: Axes, blocks: Sequence[Block], colors: Mapping[Candidate, str]) -> None:
-    bars = [
-        colors.get(each.candidate, GREY) if each.candidate is not None else FIXED_COLOR
-        for each in blocks
-    ]
+    bars = [_color_of(each, colors) for each in blocks]
     axes.bar(range(len(blocks)), [each.macs for each in blocks], width=0.72, color=bars)
     names = [plain(each.label or each.name.split(".")[0], 16) for each in blocks]
     axes.set_xticks(range(len(blocks)), names, rotation=60, ha="right", rotation_mode="anchor")
@@ -113,6 +110,10 @@ def _draw_macs(axes: Axes, blocks: Sequence[Block], colors: Mapping[Candidate, s
     axes.set_ylabel("MACs")
     axes.grid(axis="x", visible=False)
     format_axis(axes.yaxis, scaled)
+
+
+def _color_of(block: Block, colors: Mapping[Candidate, str]) -> str:
+    return FIXED_COLOR if block.candidate is None else colors.get(block.candidate, GREY)
 
 
 def _stages(blocks: Sequence[Block]) -> list[tuple[int, int, int]]:

@@ -36,14 +36,11 @@ class _Line:
     color: str
 
 
-_LOSS = (_Line("train/loss", "training", BLUE), _Line("val/loss", "held out", ORANGE))
-
-
 def draw_loss(run: TrainingRun) -> Picture | None:
     """Cross-entropy over the steps; None while nothing has been recorded."""
     title = "Loss of the supernet" if run.stage == "supernet" else "Loss"
     other = "sampled paths, held out" if run.stage == "supernet" else f"{run.measured} images"
-    lines = (_LOSS[0], _Line("val/loss", other, ORANGE))
+    lines = (_Line("train/loss", "training", BLUE), _Line("val/loss", other, ORANGE))
 
     def fill(figure: Figure) -> None:
         axes = _plot(figure, run, lines)
@@ -129,5 +126,5 @@ def _upper_loss(run: TrainingRun) -> float:
 
 
 def _losses(run: TrainingRun) -> list[float]:
-    curves = (run.curves.get(line.metric) for line in _LOSS)
+    curves = (run.curves.get(metric) for metric in ("train/loss", "val/loss"))
     return sorted(value for curve in curves if curve for value in curve.values)
