@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,14 +108,14 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 def _names_a_space(target: str) -> bool:
     """Whether it is a space of ours, or of the user's own as module:Class, and not a file."""
+    from spos.convert.zoo import ZOO_PREFIX
     from spos.spaces import SPACES, load_space_class
 
-    if target in SPACES and not Path(target).exists():
-        return True
-    is_class = ":" in target and not target.startswith("zoo:") and not Path(target).exists()
-    if is_class:
-        load_space_class(target, allow_import=True)
-    return is_class
+    if target.startswith(ZOO_PREFIX) or os.path.exists(target):  # unlike pathlib's, of any length
+        return False
+    if ":" in target:
+        load_space_class(target, allow_import=True)  # which adds it to SPACES
+    return target in SPACES
 
 
 def _read(args: argparse.Namespace, options: dict[str, Any]) -> Architecture:
