@@ -152,24 +152,18 @@ def read_socket_path(address: Address) -> str | None:
     folder, name = os.path.split(path)
     if name != "socket" or not os.path.basename(folder).startswith(_PREFIX):
         return None
-    return path if _is_private(folder) and _is_our_socket(path) else None
+    mode = _own_mode(folder)
+    is_private = stat.S_ISDIR(mode) and stat.S_IMODE(mode) == 0o700
+    return path if is_private and stat.S_ISSOCK(_own_mode(path)) else None
 
 
-def _is_private(folder: str) -> bool:
-    try:
-        status = os.lstat(folder)
-    except OSError:
-        return False
-    is_ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
-    return is_ours and stat.S_IMODE(status.st_mode) == 0o700
-
-
-def _is_our_socket(path: str) -> bool:
+def _own_mode(path: str) -> int:
+    """Type and permissions of a file of this user; 0 if there is none."""
     try:
         status = os.lstat(path)
     except OSError:
-        return False
-    return stat.S_ISSOCK(status.st_mode) and status.st_uid == os.getuid()
+        return 0
+    return status.st_mode if status.st_uid == os.getuid() else 0
 
 
 def _short_folder() -> str:
