@@ -274,7 +274,7 @@ def _find_search(target: str | None, experiments_dir: Path | None) -> tuple[str 
     if (Path(target) / JOURNAL).exists():
         return None, Path(target)
     known = find_experiment(target, experiments_dir)
-    return known.id, known.folder / "log"
+    return known.id, known.log
 
 
 def _guarded(begin: Callable[[], RunningExperiment], num_planned: int | None) -> int:

@@ -162,6 +162,11 @@ class KnownExperiment:
     port: int | None = None
 
     @property
+    def log(self) -> Path:
+        """The tuner's working directory."""
+        return self.folder / "log"
+
+    @property
     def state_path(self) -> Path:
         """The tuner's saved state."""
         return _state_path(self.folder)
@@ -224,7 +229,7 @@ def find_experiment(experiment_id: str, experiments_dir: Path | None = None) -> 
 def list_searches(experiments_dir: Path | None = None) -> list[KnownExperiment]:
     """The experiments with a journal of ours, the latest last."""
     known = list_experiments(experiments_dir)
-    return [each for each in known if (each.folder / "log" / JOURNAL).exists()]
+    return [each for each in known if (each.log / JOURNAL).exists()]
 
 
 def find_latest(experiments_dir: Path | None = None) -> tuple[str | None, Path] | None:
@@ -235,7 +240,7 @@ def find_latest(experiments_dir: Path | None = None) -> tuple[str | None, Path] 
     Args:
         experiments_dir: looks only there, at NNI's experiments.
     """
-    logs = [(each.id, each.folder / "log") for each in list_searches(experiments_dir)]
+    logs = [(each.id, each.log) for each in list_searches(experiments_dir)]
     if experiments_dir is None and (RUN_FOLDER / JOURNAL).exists():
         logs = [*logs, (None, RUN_FOLDER)]
     return max(logs, key=lambda each: (each[1] / JOURNAL).stat().st_mtime, default=None)
@@ -284,7 +289,7 @@ def _answers(pid: int) -> bool:
 def _last_change(experiment: KnownExperiment) -> float:
     for name in (JOURNAL, ""):
         with contextlib.suppress(OSError):
-            return (experiment.folder / "log" / name).stat().st_mtime
+            return (experiment.log / name).stat().st_mtime
     return 0.0
 
 
