@@ -33,7 +33,7 @@ def open_atomic(path: Path | str) -> Iterator[IO[bytes]]:
     ``path``.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(path)
     try:
         with open(temporary, "xb") as file:
             yield file
@@ -47,6 +47,11 @@ def open_atomic(path: Path | str) -> Iterator[IO[bytes]]:
             problem.filename, problem.filename2 = str(path), None
         raise
     _sync_folder(path.parent)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new name in the same folder, for what will be renamed to ``path``."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 @contextlib.contextmanager

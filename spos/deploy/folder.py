@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from spos.errors import ConfigError
-from spos.files import parse_json, write_json, write_text, writing
+from spos.files import parse_json, temporary_beside, write_json, write_text, writing
 from spos.subnet import FOLDER_CONFIG, FOLDER_FORMAT, FOLDER_WEIGHTS, save_subnet
 
 CARD = "README.md"
@@ -40,7 +39,7 @@ def write_folder(path: Path | str, network: Any, *, metrics: Mapping[str, float]
         "classes": None if network.classes is None else list(network.classes),
         "metrics": dict(metrics),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = temporary_beside(path)
     try:
         with writing(path):
             temporary.mkdir(parents=True)
