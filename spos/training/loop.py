@@ -11,7 +11,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
@@ -387,7 +387,7 @@ class Training:
 
 
 @contextmanager
-def _stop_requests():
+def _stop_requests() -> Iterator[list[int]]:
     """The stop signals that came; a second one acts as it did before, and so do ignored ones."""
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
