@@ -173,7 +173,7 @@ class Sources:
         return [run for run in self.runs if run.stage == stage]
 
 
-def default_targets(experiments_dir: Path | None = None) -> list[str]:
+def default_targets(experiments_dir: Path | None) -> list[str]:
     """What the commands write unless told otherwise: two runs, and of the searches the latest."""
     runs = [path for path in DEFAULT_RUNS if path.is_dir()]
     latest = find_latest(experiments_dir)

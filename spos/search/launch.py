@@ -226,19 +226,19 @@ def find_experiment(experiment_id: str, experiments_dir: Path | None = None) -> 
     )
 
 
-def list_searches(experiments_dir: Path | None = None) -> list[KnownExperiment]:
+def list_searches(experiments_dir: Path | None) -> list[KnownExperiment]:
     """The experiments with a journal of ours, the latest last."""
     known = list_experiments(experiments_dir)
     return [each for each in known if (each.log / JOURNAL).exists()]
 
 
-def find_latest(experiments_dir: Path | None = None) -> tuple[str | None, Path] | None:
+def find_latest(experiments_dir: Path | None) -> tuple[str | None, Path] | None:
     """The search that scored last: NNI's id of it and the folder of its journal; None without any.
 
     One of `search run` counts where that writes by default; it has no id.
 
     Args:
-        experiments_dir: looks only there, at NNI's experiments.
+        experiments_dir: looks only there, at NNI's experiments; None: everywhere.
     """
     logs = [(each.id, each.log) for each in list_searches(experiments_dir)]
     if experiments_dir is None and (RUN_FOLDER / JOURNAL).exists():
