@@ -59,13 +59,13 @@ def scores(trained):
 
 
 def test_optimizers_of_other_libraries_get_the_testers_scores(
-    trained, scores, monkeypatch, tiny_spaces, one_thread
+    workspace, scores, monkeypatch, tiny_spaces, one_thread
 ):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"```python\n([^`]*def make_objective[^`]*)```", text)
     names: dict = {}
     exec(shown, names)
-    monkeypatch.chdir(trained.folder)
+    monkeypatch.chdir(workspace.folder)
     objective = names["make_objective"]("supernet")
     for sizes, name in zip(OTHERS, scores, strict=True):
         given = dict(zip(("layer_1", "layer_2", "layer_3"), sizes, strict=True))
