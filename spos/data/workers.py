@@ -173,7 +173,7 @@ class _EpochBatches:
 
 def _begin_worker(parent: int, worker: int) -> None:
     # Schedulers and terminals signal the whole process group, but the trainer decides when to stop.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     if os.getppid() != parent:  # killed already; torch's watchdog starts too late to notice
         os._exit(1)

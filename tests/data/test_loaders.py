@@ -21,6 +21,7 @@ from spos.data.folder import ImageSet, scan_folder
 from spos.data.loader import BACKENDS, Loader, build_loader
 from spos.data.workers import _begin_worker
 from spos.errors import ConfigError, DataError
+from spos.training.loop import STOP_SIGNALS
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 MakeImages = Callable[..., ImageSet]
@@ -303,7 +304,7 @@ def test_killed_training_leaves_no_process(
         assert not is_group_alive(process.pid)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("stop", STOP_SIGNALS)
 def test_ending_the_process_group_lets_training_finish(
     make_images: MakeImages, stop: signal.Signals
 ) -> None:
