@@ -131,6 +131,8 @@ class Training:
             try:
                 while self.step < self.total_steps:
                     self._train_epoch(signals, status)
+                if self._is_stopping(signals, is_end=True):  # asked during the last save
+                    self._leave(signals)
             finally:
                 status.close()
         if self.total_steps == 0:

@@ -22,6 +22,7 @@ from spos.errors import CheckpointError
 from spos.files import read_journal
 from spos.spaces import build_space, build_subnet
 from spos.supernet import Supernet
+from spos.training import checkpoint
 from spos.training.checkpoint import latest_checkpoint, load_checkpoint
 from spos.training.distillation import Teacher
 from spos.training.loop import MAX_SKIPPED_UPDATES, STOP_SIGNALS, Stopped, Training, TrainingError
@@ -384,6 +385,20 @@ def test_first_signal_saves_and_a_second_acts_as_before(tmp_path, images, number
     assert stopped.value.code == (130 if number == signal.SIGINT else 143)
     assert latest_checkpoint(tmp_path / "checkpoints")[0] == 3
     assert handlers == [act]
+
+
+def test_signal_during_the_last_save_stops_the_run(tmp_path, images, monkeypatch):
+    save = checkpoint.save_checkpoint
+
+    def save_and_signal(path: Path, step: int, state: dict[str, Any]) -> None:
+        save(path, step, state)
+        if step == TOTAL:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save_and_signal)
+    with pytest.raises(Stopped):
+        fit(tmp_path, images)
+    assert latest_checkpoint(tmp_path / "checkpoints")[0] == TOTAL
 
 
 def test_signals_that_are_ignored_stay_so(tmp_path, images):
