@@ -241,7 +241,7 @@ def folder(tmp_path, monkeypatch):
         ("x.csv", "0a,1.5\nb1,2\n"),
         ("x.csv", "\ufeff0a,1.5\nb1,2\n"),
         ("x.csv", "\ufeffnetwork,latency_ms\r\n0a.onnx, 1.5\r\n\r\n/data/b1.int8.tflite,2e0\r\n"),
-        ("x.txt", '"C:\\models\\0a.onnx",1.5\n./b1.json,2'),
+        ("x.txt", '"C:\\models\\0a.onnx",1.5\n./b1 ,2'),
         ("x.json", '{"0a": 1.5, "models/b1.onnx": 2}'),
     ],
 )
