@@ -185,6 +185,32 @@ def test_failed_candidates_are_tried_again_if_asked(tmp_path, rounds):
         assert sorted(outcome(tmp_path / "out")) == sorted(outcome(tmp_path / "whole"))
 
 
+def test_retry_that_was_killed_goes_on(tmp_path, monkeypatch):
+    """Between the state, which knows that they wait, and the journal, where they failed."""
+    is_mended = False
+
+    def evaluate(choices):
+        if choices["layer_1"] == "k3" and not is_mended:
+            raise OSError("No space left on device")
+        return toy_score(choices)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    run_search(make_search(max_failures=100, rounds=1), evaluate, folder=tmp_path)
+    assert None in [each.score for each in read_entries(tmp_path)]
+    is_mended = True
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("spos.search.record.write_entries", die)
+        run_search(make_search(max_failures=100, rounds=1), evaluate, folder=tmp_path,
+                   retries_failed=True)  # fmt: skip
+    run_search(make_search(max_failures=100, rounds=1), evaluate, folder=tmp_path)
+    entries = read_entries(tmp_path)
+    assert [each.score for each in entries] == [toy_score(each.choices) for each in entries]
+    assert len((tmp_path / "search.jsonl").read_text().splitlines()) == 6
+    assert len(list((tmp_path / "checkpoints" / "round_001").iterdir())) == 6
+
+
 def test_search_of_only_failures_stops_and_can_be_continued(tmp_path):
     def fail(_):
         raise RuntimeError("no GPU")

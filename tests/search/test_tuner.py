@@ -292,6 +292,14 @@ def test_another_supernet_than_that_of_the_costs_ends_the_experiment(folder, mon
     check_evaluated_once(folder, nni)
 
 
+def test_supernet_of_another_space_ends_the_experiment(folder):
+    nni = Nni(make_tuner(folder), concurrency=1)
+    supernet = {"space": "other", "options": {"image_size": 32}}
+    nni.evaluate = lambda choices: {**final(choices), "supernet": supernet}
+    nni.run()
+    assert "space is 'other', expected 'toy'" in nni.errors[0] and len(nni.evaluated) == 1
+
+
 def test_other_things_that_trials_say_of_a_supernet_are_not_looked_at(folder):
     nni = Nni(make_tuner(folder, rounds=1), concurrency=1)
     told = iter(["big", 3, None, {}, {"options": 1}, {"top1": 0.5}])
