@@ -223,6 +223,7 @@ SEARCHED = ROOT / "tests" / "assets" / "0.1.0" / "search"
 
 def test_best_few_are_written_as_the_search_wrote_them(home, capsys):
     (home / "top").mkdir()  # an empty folder gives way
+    (home / ".top.tmp" / "01_half.json").mkdir(parents=True)  # of a command that was killed
     words = ["search", "best", str(SEARCHED), "--top", "3", "--output-dir"]
     assert main([*words, "top"]) == 0
     kept = sorted((SEARCHED / "checkpoints" / "round_002").iterdir())[:3]

@@ -266,7 +266,9 @@ def test_ten_failures_in_a_row_end_the_experiment(folder, monkeypatch, report, i
 def test_stale_search_space_ends_the_experiment(folder):
     tuner = make_tuner(folder)
     tuner.update_search_space(toy_spec(5).search_space())
+    state = json.loads((folder / "checkpoint" / "search.json").read_text())  # NNI may end it now
     error = refusal(tuner)
+    assert state["problem"] in error
     assert "stale" in error and "ss_gen" in error
 
 
