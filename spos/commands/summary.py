@@ -46,6 +46,9 @@ def run(args: argparse.Namespace) -> int:
             _only("search", {search.folder: search for search in sources.searches}),
         )
     summary["scratch"] = compare(scratch)
+    if len({str(run.config["split"]) for run in scratch if "split" in run.config}) > 1:
+        print("the runs hold out different images, so that accuracies on these do not compare",
+              file=sys.stderr)  # fmt: skip
     if args.json:
         print(json.dumps(summary))
         return 0

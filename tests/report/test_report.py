@@ -358,6 +358,15 @@ def test_run_that_cannot_be_compared_is_named(tmp_path, config, steps, error, me
         main(["summary", str(tmp_path)])
 
 
+def test_summary_of_runs_that_hold_out_different_images_says_so(tmp_path, capsys):
+    for name, split in (("1", "a" * 12), ("2", "a" * 12), ("3", "b" * 12)):
+        write_scratch(tmp_path / name, **{**HELD_OUT, "split": split})
+    assert main(["summary", str(tmp_path / "1"), str(tmp_path / "2")]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["summary", str(tmp_path)]) == 0
+    assert "the runs hold out different images" in capsys.readouterr().err
+
+
 def test_summary_says_which_target_it_leaves_out(tmp_path, capsys):
     write_scratch(tmp_path / "runs" / "1")
     write_scratch(tmp_path / "runs" / "2")
