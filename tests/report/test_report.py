@@ -171,6 +171,7 @@ def test_middle_of_a_run_is_shown_as_far_as_it_is(tmp_path):
     text = text_of(page_of(*paths))
     for words in ("step 20 of 40", "6 of 30 candidates", "step 22 of 44", "From scratch so far"):
         assert words in text
+    assert "An architecture, trained anew" not in text  # as runs on held-out images are introduced
 
 
 def test_images_that_were_held_out_are_not_called_test_images(tmp_path):
@@ -186,6 +187,7 @@ def test_images_that_were_held_out_are_not_called_test_images(tmp_path):
     page = page_of(tmp_path / "begun", tmp_path / "tested")
     assert "top-1, validation images, begun" in page and "top-1, test images, tested" in page
     assert "held-out images" not in page
+    assert "top-1, test images<" in page_of(tmp_path / "tested")  # alone it needs no name
 
 
 def test_state_that_is_not_written_yet_is_told(tmp_path):
