@@ -287,6 +287,9 @@ def test_what_is_wrong_with_a_file_is_said(folder, name, text, message):
 # --- the command -------------------------------------------------------------------------------
 
 
+TRAINED = Constraint("macs", 1_000, 50_000)
+
+
 @pytest.fixture
 def phone(tmp_path, monkeypatch, tiny_spaces, one_thread):
     """The working directory, with measurements of all tiny networks, proportional to their MACs."""
@@ -298,7 +301,9 @@ def phone(tmp_path, monkeypatch, tiny_spaces, one_thread):
         save_architecture(tmp_path / "phone" / f"{arch.id}.json", arch)
     numbers = {arch.id: table.cost(arch.choices) / 1000 for arch in archs}
     write_json(tmp_path / "phone" / "measured.json", numbers)
+    table.trained = (TRAINED,)
     table.save(tmp_path / "cost.json")
+    build_cost_table(TINY, options={**options, "image_size": 9}).save(tmp_path / "larger.json")
     monkeypatch.chdir(tmp_path)
     return numbers
 
@@ -310,7 +315,7 @@ def test_command_adds_the_cost_to_the_table(phone, capsys):
     assert "7 numbers fitted to" in text and "phone/measured.json" in text
     assert f"the sum predicts {len(phone)} other subnets: Spearman 0.9" in text
     table = CostTable.load("cost.json")
-    assert table.metrics == ("macs", "params", "latency_ms")
+    assert table.metrics == ("macs", "params", "latency_ms") and table.trained == (TRAINED,)
     assert f"sum {' ' * 20} {table.bounds('latency_ms')[0]:9.4g}" in text
     # A new table has the options of the networks.
     assert main([*words, "new.json", "--metric", METRIC, "--json"]) == 0
@@ -331,6 +336,7 @@ def test_command_adds_the_cost_to_the_table(phone, capsys):
         (["zoo:megvii"], "zoo:megvii is not a search space, and --fit is about one"),
         (["nasbench_macro", "--table", "cost.json"], "is the cost table of 'tiny_space:TinySpace'"),
         (["nasbench_macro"], "is an architecture of the search space 'tiny_space:TinySpace'"),
+        ([TINY, "--table", "larger.json"], "table (image_size is 8, expected 9); give the network"),
         ([TINY, "--image-size", "9"], "table (image_size is 8, expected 9); give the networks'"),
         ([TINY, "--metric", "params", "--table", "cost.json"], "--metric params: expected a name"),
     ],
