@@ -34,7 +34,8 @@ from spos.files import parse_json, read_bytes
 
 RIDGE = 0.1
 MAX_BYTES = 2**24  # of a file of measurements
-_TAKEN = ("top1", "top5", "loss", "default", "arch", "error")  # what a trial reports
+# What a trial reports, and the sum of costs that a search adds to its table.
+_TAKEN = ("top1", "top5", "loss", "default", "arch", "error", "supernet", "search_score")
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,9 @@ def test_cost_that_was_fitted_before_is_replaced():
     assert "device" not in fitted.measured[METRIC] and fitted.terms[0].spreads == {}
 
 
-@pytest.mark.parametrize("metric", ["macs", "top1", "loss", "", "a b", "a=b", "2x", "ms:"])
+@pytest.mark.parametrize(
+    "metric", ["macs", "top1", "supernet", "search_score", "", "a b", "a=b", "2x", "ms:"]
+)
 def test_metric_has_a_name_of_its_own(metric):
     networks = measure(draw_networks(make_table(), 60), lambda _: 1.0)
     with pytest.raises(ConfigError, match=f"--metric {metric}: expected a name of its own"):
