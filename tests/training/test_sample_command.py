@@ -104,6 +104,19 @@ def test_networks_to_be_measured_are_written(tmp_path, capsys, monkeypatch, tiny
         assert (folder / f"{arch.id}.onnx").read_bytes() == expected
     for label in ("layer_1", "layer_2", "layer_3"):  # each candidate once in three draws
         assert {arch.choices[label] for arch in archs} == {"k1", "k3", "k5"}
+    # So it does after it was killed between the two files of a network; none is counted twice.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("spos.commands.sample_networks.save_architecture", die)
+        main([*words, "90"])
+    capsys.readouterr()
+    assert main([*words, "90"]) == 0
+    names = sorted(each.stem for each in folder.glob("*.onnx"))
+    assert names == sorted(each.stem for each in folder.glob("*.json"))
+    assert f"phone: {len(names)} networks" in capsys.readouterr().err
+
+
+def die(*_):
+    raise KeyboardInterrupt
 
 
 def test_architectures_to_be_trained_are_written(folder, tmp_path, capsys):
