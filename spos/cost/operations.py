@@ -110,7 +110,8 @@ def list_operations(network: nn.Module, image_size: int) -> list[Operation]:
         image_size: side of the square input image.
 
     Raises:
-        ConfigError: if the network cannot run on such images.
+        ConfigError: if the network cannot run on such images, or a layer with parameters makes
+            several tensors.
     """
     network = copy.deepcopy(network).eval()
     active = network.active_modules() if isinstance(network, Supernet) else network.modules()
@@ -167,7 +168,12 @@ def _kind(module: nn.Module) -> str | None:
 def _recorder(
     operations: list[Operation], name: str, kind: str, seen: set[int]
 ) -> Callable[[nn.Module, Any, Any], None]:
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        if not isinstance(output, Tensor):
+            raise ConfigError(
+                f"the layer {name} ({type(module).__name__}) makes several tensors, and so is not "
+                "counted by itself; `python -m spos cost` counts its search space"
+            )
         own = {} if kind == "shuffle" else dict(module.named_parameters(recurse=False))
         used = active_tensors(module) if own else {}
         fresh = {key: used[key].numel() for key, each in own.items() if id(each) not in seen}

@@ -366,3 +366,26 @@ def test_transposed_convolutions_are_counted(own_spaces):
         assert counter.get_total_flops() == 2 * table.cost({"r": candidate})
     with pytest.raises(ConfigError, match="'nni' has no rule for the layer up.1"):
         count(list_operations(subnet, 5), "nni")
+
+
+class _Attentive(ModelSpace):
+    """Attention, which gives its weights besides."""
+
+    def __init__(self, num_classes: int = 2) -> None:
+        super().__init__()
+        self.layer = LayerChoice({"k1": nn.Conv2d(3, 3, 1), "off": nn.Identity()}, label="layer")
+        self.mix = nn.MultiheadAttention(3, 1, batch_first=True)
+        self.head = nn.Linear(3, num_classes)
+
+    def forward(self, x):
+        x = self.layer(x).flatten(2).transpose(1, 2)
+        return self.head(self.mix(x, x, x)[0].mean(1))
+
+
+def test_layer_of_several_tensors_is_counted_in_its_space_only(own_spaces):
+    own_spaces["attentive"] = _Attentive
+    table = build_cost_table("attentive", options={"image_size": 4, "num_classes": 2})
+    assert table.fixed == {"macs": 6, "params": count_params(_Attentive()) - 12}
+    subnet = Supernet(_Attentive()).extract({"layer": "off"})
+    with pytest.raises(ConfigError, match=r"the layer mix \(MultiheadAttention\) makes several"):
+        list_operations(subnet, 4)
