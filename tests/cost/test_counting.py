@@ -289,9 +289,24 @@ class _Fixed(ModelSpace):
         return self.head(self.conv(x).flatten(1))
 
 
+class _Tied(ModelSpace):
+    """A layer of every network shares its weight with a candidate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 1, bias=False)
+        tied = nn.Conv2d(3, 3, 1, bias=False)
+        tied.weight = self.first.weight
+        self.second = LayerChoice({"on": tied, "off": nn.Identity()}, label="second")
+
+    def forward(self, x):
+        return self.second(self.first(x)).mean((2, 3))
+
+
 @pytest.mark.parametrize(
     ("space", "options", "message"),
     [
+        (_Tied, {"image_size": 8}, "not additive.*nor may layers of different candidates share"),
         (_Strided, {"image_size": 8}, "costs are not additive"),
         (_Fixed, {"image_size": 16, "num_classes": 10}, "images of 16 x 16, because it does not"),
         (_Fixed, {"image_size": 8, "num_classes": 7}, r"shape \(1, 10\).*expected \(1, 7\)"),
@@ -328,6 +343,7 @@ class _Odd(ModelSpace):
 
 
 def test_odd_layers_are_counted_as_they_run(own_spaces):
+    assert count_macs(nn.Sequential(nn.Flatten(2), nn.Linear(16, 5)), 4) == 3 * 16 * 5
     own_spaces["odd"] = _Odd
     table = build_cost_table("odd", options={"image_size": 4, "num_classes": 2})
     assert table.fixed == {"macs": 16 * 9 + 6, "params": 30 + 12 + 8}

@@ -142,6 +142,21 @@ def test_architectures_to_be_trained_are_written(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("words", "sampler", "count"),
+    [([], "fair", 200), (["--path-range", "macs=:50M", "--draws", "9"], "constrained", 9)],
+)
+def test_networks_to_be_measured_suit_the_fit(folder, capsys, monkeypatch, words, sampler, count):
+    asked = []
+    monkeypatch.setattr(
+        "spos.commands.sample_networks.write_networks",
+        lambda folder, table, paths, *, space: asked.extend(map(table.cost, paths)),
+    )
+    assert main(["sample", str(folder / "macro.json"), "--onnx", "phone", *words]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{sampler} ")
+    assert len(asked) == count and (not words or max(asked) <= 50_000_000)
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--sampler", "fair", "uniform"], "--onnx: is for the paths of one sampler"),
