@@ -142,6 +142,11 @@ def test_space_has_what_suits_the_images_but_for_what_is_asked(tmp_path, depths)
     spec = CostTable.load(tmp_path / "run" / "cost.json").spec
     assert spec.options["stage_depths"] == (depths or usual)
     assert len(spec.choices) == sum(depths or usual) < 20
+    if depths:  # weights keep the depths that they are of
+        done = run_script("supernet.py", "--run-dir", "on", "--device", "cpu", "--weights", "run",
+                          "--epochs", 0, "--val-paths", 0, folder=tmp_path)  # fmt: skip
+        assert done.status == 0, done.stderr
+        assert CostTable.load(tmp_path / "on" / "cost.json").spec == spec
 
 
 # --- stopped, killed -----------------------------------------------------------------------------
