@@ -88,14 +88,14 @@ def read_trainings(folder: Path, supernet: TrainedSupernet) -> dict[Architecture
         supernet: of which all must be parts.
 
     Raises:
-        ConfigError: if one is another network, or some were measured on held-out images and others
-            on test images.
+        ConfigError: if one is another network, or they were not all measured on the same images:
+            those of the test, or those of one split.
         ArchitectureError: if the settings of one do not say what it trains.
     """
     from spos.report.sources import collect
 
     found: dict[Architecture, list[float]] = {}
-    kinds: dict[str, Path] = {}
+    measured_on: dict[tuple[str, str], Path] = {}
     sources = collect([str(folder)])
     for problem in (*sources.problems, *(each for run in sources.runs for each in run.problems)):
         print(problem, file=sys.stderr)
@@ -104,7 +104,8 @@ def read_trainings(folder: Path, supernet: TrainedSupernet) -> dict[Architecture
         if metric not in run.curves:
             print(f"{run.path}: is not finished and left out", file=sys.stderr)
             continue
-        kinds.setdefault(run.measured, run.path)
+        images = run.measured, str(run.config.get("split"))
+        measured_on.setdefault(images, run.path)
         trained = run.architecture()
         arch = supernet.spec.architecture(trained.choices, source=str(run.path))
         if differences := supernet.differences(trained):
@@ -113,10 +114,11 @@ def read_trainings(folder: Path, supernet: TrainedSupernet) -> dict[Architecture
                 "rank the supernet by trainings of its own networks"
             )
         found.setdefault(arch, []).append(run.curves[metric].last)
-    if len(kinds) > 1:
-        shown = " and ".join(f"{path} on {kind} ones" for kind, path in sorted(kinds.items()))
+    if len(measured_on) > 1:
+        shown = " and ".join(f"{path} on {kind} ones" for (kind, _), path in measured_on.items())
         raise ConfigError(
-            f"{folder}: its runs were measured on different images, {shown}; keep one kind"
+            f"{folder}: its runs were measured on different images, {shown}, so that their "
+            "accuracies do not compare; keep one kind"
         )
     if not found:
         raise ConfigError(f"{folder}: holds no finished run of scratch.py; expected several")

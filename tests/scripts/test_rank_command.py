@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import pytest
 
@@ -100,7 +101,12 @@ def test_trainings_that_are_no_truth_are_refused(truth, workspace):
         rank("--truth", "trained")
     write_training(workspace, "1", ("k1", "k3", "k5"), top1=0.5)
     write_training(workspace, "2", ("k3", "k3", "k5"), top1=0.5, held_out=9)
-    with pytest.raises(ConfigError, match="trained/2 on held-out ones and trained/1 on test ones"):
+    with pytest.raises(ConfigError, match="trained/1 on test ones and trained/2 on held-out ones"):
+        rank("--truth", "trained")
+    shutil.rmtree(folder)
+    for name, size, split in (("1", "k1", "first"), ("2", "k3", "second")):
+        write_training(workspace, name, (size, "k3", "k5"), top1=0.5, held_out=9, split=split)
+    with pytest.raises(ConfigError, match="trained/1 on held-out ones and trained/2 on held-out"):
         rank("--truth", "trained")
     other = {"image_size": 16, "num_classes": 3}
     write_training(workspace, "0", ("k1", "k1", "k5"), top1=0.5, options=other)
