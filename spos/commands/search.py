@@ -146,7 +146,7 @@ def _trial_flags(args: argparse.Namespace) -> tuple[str, ...]:
 
 def _class_args(args: argparse.Namespace) -> dict[str, Any]:
     """The tuner's arguments that were given as flags."""
-    load_method(args.searcher or DEFAULT_SEARCHER)
+    load_method(args.searcher or DEFAULT_SEARCHER, folder=args.config.parent)
     class_args: dict[str, Any] = {
         name: value
         for name in ("rounds", "population", "seed", "searcher")

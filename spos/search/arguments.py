@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,11 +135,15 @@ def _settings(searcher: Any) -> set[str]:
     return set(inspect.signature(method).parameters) if method else set()
 
 
-def load_method(name: str) -> None:
+def load_method(name: str, *, folder: Path | None = None) -> None:
     """Make ``searcher: module:Class``, a searcher of the user's own, known by that name.
 
     This imports the module, which runs its code: only where the user named it himself, on the
     command line, or where the tuner was started by a configuration, which names programs anyway.
+
+    Args:
+        name: of one of `METHODS`, which are known already, or ``module:Class``.
+        folder: is looked into as well, as NNI does with ``codeDirectory``.
 
     Raises:
         ConfigError: if it cannot be imported or is no searcher.
@@ -146,13 +151,17 @@ def load_method(name: str) -> None:
     module_name, colon, class_name = str(name).partition(":")
     if name in METHODS or not colon:
         return
+    before = list(sys.path)
+    sys.path += [str(folder.resolve())] if folder else []
     try:
         method = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, TypeError, ValueError) as problem:
         raise ConfigError(
-            f"the searcher {name!r} cannot be imported ({problem}); expected module:Class that "
-            "Python finds: in this folder, installed, or on PYTHONPATH"
+            f"the searcher {name!r} cannot be imported ({problem}); expected module:Class of a "
+            f"module in {folder or 'this folder'}, installed, or on PYTHONPATH"
         ) from problem
+    finally:
+        sys.path[:] = before
     is_dataclass = isinstance(method, type) and dataclasses.is_dataclass(method)
     fields = {each.name for each in dataclasses.fields(method)} if is_dataclass else set()
     missing = [each for each in METHOD_PARTS if each not in fields and not hasattr(method, each)]

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import socket
+import subprocess
 import sys
 import traceback
 from collections.abc import Mapping
@@ -88,6 +89,8 @@ def prepare_experiment(path: Path, changes: Changes) -> Experiment:
     _generate(config, folder)
     canonical = _canonical(config, path)
     search, remark = _check_tuner(tuner, canonical, path) if tuner else (None, "")
+    if search:
+        _check_searcher(canonical["tuner"], path)
     num_planned = search.num_planned if search else None
     _check_budget(canonical, num_planned, bool(changes.class_args), path)
     _check_gpus(canonical, path)
@@ -264,6 +267,22 @@ def _check_tuner(tuner: Any, config: Mapping[str, Any], path: Path) -> tuple[Sea
         return search, describe_limits(search.space, search.space.table.trained)
     except SposError as problem:
         raise type(problem)(f"{path}: tuner.classArgs: {problem}") from None
+
+
+def _check_searcher(tuner: Mapping[str, Any], path: Path) -> None:
+    """The tuner must find a searcher of the user's own; it does not run in this folder."""
+    name, code = str((tuner.get("classArgs") or {}).get("searcher")), tuner["codeDirectory"]
+    if ":" not in name:
+        return
+    program = "import importlib, sys; sys.path.append('.'); importlib.import_module(sys.argv[1])"
+    command = [sys.executable, "-c", program, name.partition(":")[0]]
+    done = subprocess.run(command, cwd=code, capture_output=True, text=True, errors="replace")
+    if done.returncode != 0:
+        *_, reason = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise ConfigError(
+            f"{path}: NNI's tuner does not find the searcher {name!r} ({reason}); put its module "
+            f"into tuner.codeDirectory, {code}, install it, or set PYTHONPATH"
+        )
 
 
 def _check_budget(

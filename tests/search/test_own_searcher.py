@@ -1,7 +1,9 @@
 """A searcher of the user's own, as module:Class: pytest tests/search/test_own_searcher.py"""
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from toy_trial import toy_score, toy_table
@@ -10,9 +12,11 @@ from spos.__main__ import main
 from spos.errors import ConfigError, SearchError
 from spos.search import arguments
 from spos.search.arguments import ExperimentPaths, build_method, build_search, load_method
+from spos.search.experiment import Changes, prepare_experiment
 from spos.search.results import STATE_FILE, read_entries
 from spos.search.tuner import SearchTuner
 
+TOY = Path(__file__).with_name("toy_trial.py")
 CLIMB = """
 from dataclasses import dataclass
 
@@ -124,6 +128,41 @@ def test_benchmark_compares_it_with_ours(shared_data, capsys):
     assert [each["searcher"] for each in results] == names
     climb, at_random = (each["accuracy_quartiles"]["50"][1] for each in results)
     assert climb > at_random > 90
+
+
+def test_experiment_is_refused_if_its_tuner_would_not_find_it(folder, tmp_path, monkeypatch):
+    """This process does, through its path; the tuner has the configuration's folder only."""
+    shutil.copy(TOY, folder)
+    config = {
+        "searchSpaceFile": "space.json",
+        "trialCommand": "exec python toy_trial.py",
+        "trialConcurrency": 1,
+        "maxTrialNumber": 24,
+        "tuner": {"className": "spos.search.tuner.SearchTuner", "codeDirectory": "."},
+        "trainingService": {"platform": "local"},
+    }
+    path = folder / "config.yml"
+    path.write_text(json.dumps(config))
+    load_method("climbing:Climb")
+    changes = Changes({"searcher": "climbing:Climb", "rounds": 2, "population": 6})
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with pytest.raises(ConfigError, match=f"No module named 'climbing'.*codeDirectory, {folder}"):
+        prepare_experiment(path, changes)
+    shutil.copy(tmp_path / "climbing.py", folder)
+    assert prepare_experiment(path, changes).num_planned == 12
+
+
+def test_it_is_found_beside_the_configuration(tmp_path, monkeypatch):
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    (other / "climbing_there.py").write_text(CLIMB)
+    before = list(sys.path)
+    with pytest.raises(ConfigError, match="a module in this folder, installed, or on PYTHONPATH"):
+        load_method("climbing_there:Climb")
+    load_method("climbing_there:Climb", folder=other)
+    assert build_method("climbing_there:Climb", {"probability": 0.5}).population == 50
+    assert sys.path == before
+    sys.modules.pop("climbing_there")
 
 
 def test_a_file_alone_starts_no_code(folder):
