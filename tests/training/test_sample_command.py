@@ -106,7 +106,7 @@ def test_networks_to_be_measured_are_written(tmp_path, capsys, monkeypatch, tiny
         assert {arch.choices[label] for arch in archs} == {"k1", "k3", "k5"}
     # So it does after it was killed between the two files of a network; none is counted twice.
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("spos.commands.sample_networks.save_architecture", die)
+        patch.setattr("spos.commands.sample_files.save_architecture", die)
         main([*words, "90"])
     capsys.readouterr()
     assert main([*words, "90"]) == 0
@@ -148,7 +148,7 @@ def test_architectures_to_be_trained_are_written(folder, tmp_path, capsys):
 def test_networks_to_be_measured_suit_the_fit(folder, capsys, monkeypatch, words, sampler, count):
     asked = []
     monkeypatch.setattr(
-        "spos.commands.sample_networks.write_networks",
+        "spos.commands.sample.write_networks",
         lambda folder, table, paths, *, space: asked.extend(map(table.cost, paths)),
     )
     assert main(["sample", str(folder / "macro.json"), "--onnx", "phone", *words]) == 0
