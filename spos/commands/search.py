@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from spos.architecture import Architecture, load_architecture, save_architecture
+from spos.architecture import Architecture, save_architecture
 from spos.commands import search_run
 from spos.cost.constraints import parse_constraint_flags, write_constraints
 from spos.errors import ConfigError, SearchError
@@ -40,6 +40,7 @@ from spos.search.results import (
     RUN_FOLDER,
     Entry,
     rank_entries,
+    read_best,
     read_entries,
     read_front,
     save_ranking,
@@ -177,7 +178,7 @@ def _run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command continues")
         return 128 + signal.SIGINT
-    _print_result(None, args.output_dir, read_entries(args.output_dir), num_listed=5)
+    _print_result(None, args.output_dir, num_listed=5)
     return 0
 
 
@@ -207,11 +208,10 @@ def _resume(args: argparse.Namespace) -> int:
 
 def _best(args: argparse.Namespace) -> int:
     name, log = _find_search(args.id, args.experiments_dir)
-    if not (log / BEST).exists():
+    arch = read_best(log)
+    if arch is None:
         raise SearchError(f"{_title(name, log)} has no result yet ({log / BEST} is not there)")
-    arch = load_architecture(log / BEST)
-    entries = read_entries(log)
-    ranking = rank_entries(entries)
+    ranking = rank_entries(read_entries(log), best=arch.id)
     written = _write_top(args, arch, _title(name, log), log, ranking)
     if args.output:
         try:
@@ -226,7 +226,7 @@ def _best(args: argparse.Namespace) -> int:
         value = {"experiment": name, "folder": str(log), "best": best}
         print(json.dumps({**value, "front": front} if front else value))
         return 0
-    _print_result(name, log, entries, num_listed=args.top)
+    _print_result(name, log, num_listed=args.top)
     if args.output:
         print(f"wrote {args.output}")
     for path in written:
@@ -295,7 +295,7 @@ def _guarded(begin: Callable[[], RunningExperiment], num_planned: int | None) ->
     if status:
         print(f"stopped; to continue: python -m spos search resume {experiment.id}")
         return status
-    _print_result(experiment.id, experiment.log, read_entries(experiment.log), num_listed=5)
+    _print_result(experiment.id, experiment.log, num_listed=5)
     return 0
 
 
@@ -336,10 +336,9 @@ class _Signals:
             raise _Interrupted(number)
 
 
-def _print_result(
-    experiment_id: str | None, log: Path, entries: Sequence[Entry], *, num_listed: int
-) -> None:
-    ranking = rank_entries(entries)
+def _print_result(experiment_id: str | None, log: Path, *, num_listed: int) -> None:
+    entries, best = read_entries(log), read_best(log)
+    ranking = rank_entries(entries, best=best.id if best else None)
     failed = len(entries) - len(ranking)
     print(f"{_title(experiment_id, log)}: {len(ranking)} candidates evaluated, {failed} failed")
     if failed:

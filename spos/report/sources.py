@@ -29,7 +29,15 @@ from spos.search.launch import (
 )
 from spos.search.objective import is_number
 from spos.search.record import Progress, read_progress
-from spos.search.results import BEST, JOURNAL, STATE_FILE, Entry, rank_entries, read_entries
+from spos.search.results import (
+    BEST,
+    JOURNAL,
+    STATE_FILE,
+    Entry,
+    rank_entries,
+    read_best,
+    read_entries,
+)
 from spos.training.run_folder import RunSettings, read_settings
 
 METRICS = "metrics.jsonl"
@@ -127,6 +135,7 @@ class SearchRun:
         entries: settled candidates, oldest first.
         progress: what the saved state says; None if there is none yet.
         problems: what could not be read.
+        best: id of the best architecture, once its file is there.
     """
 
     folder: Path
@@ -135,11 +144,12 @@ class SearchRun:
     entries: tuple[Entry, ...]
     progress: Progress | None
     problems: tuple[str, ...] = ()
+    best: str | None = None
 
     @property
     def ranking(self) -> list[Entry]:
-        """The scored candidates, best first, of equals the older."""
-        return rank_entries(self.entries)
+        """The scored candidates, best first."""
+        return rank_entries(self.entries, best=self.best)
 
     @property
     def best_path(self) -> Path | None:
@@ -260,13 +270,17 @@ def read_search(path: Path) -> SearchRun:
     state = (experiment / "checkpoint" if experiment else folder) / STATE_FILE
     problems: list[str] = []
     entries: list[Entry] = []
-    progress = None
+    progress = best = None
     try:
         entries = read_entries(folder)
     except SposError as problem:
         problems.append(str(problem))
     try:
         progress = read_progress(state)
+    except SposError as problem:
+        problems.append(str(problem))
+    try:
+        best = read_best(folder)
     except SposError as problem:
         problems.append(str(problem))
     good = [checked for each in entries if (checked := _check_entry(each))]
@@ -283,6 +297,7 @@ def read_search(path: Path) -> SearchRun:
         tuple(good),
         progress,
         tuple(problems),
+        best.id if best else None,
     )
 
 

@@ -86,10 +86,26 @@ def read_entries(folder: Path) -> list[Entry]:
     return list(entries.values())
 
 
-def rank_entries(entries: Iterable[Entry]) -> list[Entry]:
-    """The scored candidates, best first, of equals the older."""
+def rank_entries(entries: Iterable[Entry], *, best: str | None) -> list[Entry]:
+    """The scored candidates, best first, of equals the older.
+
+    Args:
+        entries: of one search.
+        best: the id of the architecture in `BEST`. It comes before its equals, whose scores may
+            have come earlier where several were evaluated at once.
+    """
     scored = [each for each in entries if each.score is not None]
-    return sorted(scored, key=score_of, reverse=True)
+    return sorted(scored, key=lambda each: (-score_of(each), each.id != best))
+
+
+def read_best(folder: Path) -> Architecture | None:
+    """The best architecture of a search, once there is one.
+
+    Raises:
+        ArchitectureError: if the file is damaged.
+    """
+    path = folder / BEST
+    return load_architecture(path) if path.is_file() else None
 
 
 def score_of(entry: Entry) -> float:

@@ -19,6 +19,7 @@ from spos.__main__ import main
 from spos.architecture import load_architecture
 from spos.commands import search as search_command
 from spos.errors import ConfigError, SearchError
+from spos.report.sources import read_search
 from spos.search import launch
 from spos.search.launch import (
     KnownExperiment,
@@ -237,6 +238,21 @@ def test_best_few_are_written_as_the_search_wrote_them(home, capsys):
     assert sorted(Path("top").iterdir()) == written and sorted(home.iterdir()) == [home / "top"]
     assert main([*words, "new/top", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["best"]) == len(os.listdir("new/top")) == 3
+
+
+def test_the_searchs_best_comes_before_its_equals(home, capsys):
+    """With several trials at once, the score of one that was chosen later may come first."""
+    add_experiment(home, "made", [0.5, 0.7, 0.7, 0.6])
+    folder = home / "made" / "log"
+    _, older, newer, _ = read_entries(folder)
+    for best, other in ((older, newer), (newer, older)):
+        save_best(folder, toy_spec().architecture(best.choices))
+        assert main(["search", "best", str(folder), "--top", "2", "--json"]) == 0
+        listed = json.loads(capsys.readouterr().out)["best"]
+        assert [each["id"] for each in listed] == [best.id, other.id]
+        assert main(["search", "best", str(folder)]) == 0
+        assert f"   1  {best.id}" in capsys.readouterr().out
+        assert [each.id for each in read_search(folder).ranking[:2]] == [best.id, other.id]
 
 
 def test_more_than_were_evaluated_are_not_written(home):
