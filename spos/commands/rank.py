@@ -53,8 +53,11 @@ def run(args: argparse.Namespace) -> int:
     """
     from spos.evaluation.build import open_supernet_run
     from spos.evaluation.candidates import Candidates
+    from spos.spaces import load_space_class
 
     supernet = open_supernet_run(args.run_dir)
+    if args.space:
+        load_space_class(args.space, allow_import=True)
     if args.truth.is_dir():
         truth = read_trainings(args.truth, supernet)
     else:

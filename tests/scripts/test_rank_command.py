@@ -5,9 +5,11 @@ import json
 import shutil
 
 import pytest
+from tiny_space import TINY
 
 from spos.__main__ import main
 from spos.errors import ConfigError
+from spos.spaces import SPACES
 
 NAMES = ("layer_1", "layer_2", "layer_3")
 
@@ -92,6 +94,15 @@ def test_trainings_from_scratch_are_a_truth(truth, workspace, capsys, one_thread
     assert (found["num_architectures"], found["best"]) == (3, pytest.approx(0.75))
     assert "trained/begun: is not finished and left out" in printed.err
     assert found["best_found"] in [pytest.approx(each) for each in (0.5, 0.7, 0.75)]
+
+
+def test_trainings_of_an_own_space_are_a_truth_for_a_command_alone(
+    truth, workspace, monkeypatch, one_thread
+):
+    for number, size in enumerate(("k1", "k3", "k5")):
+        write_training(workspace, str(number), (size, "k3", "k5"), top1=number / 10)
+    monkeypatch.delitem(SPACES, TINY, raising=False)  # as in a new process
+    assert rank("--truth", "trained") == 0
 
 
 def test_trainings_that_are_no_truth_are_refused(truth, workspace):
