@@ -93,7 +93,7 @@ def read_trainings(folder: Path, supernet: TrainedSupernet) -> dict[Architecture
     Raises:
         ConfigError: if one is another network, or they were not all measured on the same images:
             those of the test, or those of one split.
-        ArchitectureError: if the settings of one do not say what it trains.
+        ArchitectureError: if one is of another space, or its settings do not say what it trains.
     """
     from spos.report.sources import collect
 
@@ -107,10 +107,10 @@ def read_trainings(folder: Path, supernet: TrainedSupernet) -> dict[Architecture
         if metric not in run.curves:
             print(f"{run.path}: is not finished and left out", file=sys.stderr)
             continue
-        images = run.measured, str(run.config.get("split"))
-        measured_on.setdefault(images, run.path)
-        trained = run.architecture()
-        arch = supernet.spec.architecture(trained.choices, source=str(run.path))
+        test = [run.config.get(name) for name in ("num_test", "classes")]
+        measured_on.setdefault((run.measured, str(run.config.get("split", test))), run.path)
+        trained = supernet.spec.check_architecture(run.architecture(), source=str(run.path))
+        arch = supernet.spec.architecture(trained.choices)
         if differences := supernet.differences(trained):
             raise ConfigError(
                 f"{run.path}: is another network than those of {supernet.path} ({differences}); "

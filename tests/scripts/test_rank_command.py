@@ -8,7 +8,7 @@ import pytest
 from tiny_space import TINY
 
 from spos.__main__ import main
-from spos.errors import ConfigError
+from spos.errors import ArchitectureError, ConfigError
 from spos.spaces import SPACES
 
 NAMES = ("layer_1", "layer_2", "layer_3")
@@ -115,6 +115,11 @@ def test_trainings_that_are_no_truth_are_refused(truth, workspace):
     with pytest.raises(ConfigError, match="trained/1 on test ones and trained/2 on held-out ones"):
         rank("--truth", "trained")
     shutil.rmtree(folder)
+    for name, size, num_test in (("1", "k1", 15), ("2", "k3", 300)):
+        write_training(workspace, name, (size, "k3", "k5"), top1=0.5, num_test=num_test)
+    with pytest.raises(ConfigError, match="trained/1 on test ones and trained/2 on test ones"):
+        rank("--truth", "trained")
+    shutil.rmtree(folder)
     for name, size, split in (("1", "k1", "first"), ("2", "k3", "second")):
         write_training(workspace, name, (size, "k3", "k5"), top1=0.5, held_out=9, split=split)
     with pytest.raises(ConfigError, match="trained/1 on held-out ones and trained/2 on held-out"):
@@ -122,4 +127,8 @@ def test_trainings_that_are_no_truth_are_refused(truth, workspace):
     other = {"image_size": 16, "num_classes": 3}
     write_training(workspace, "0", ("k1", "k1", "k5"), top1=0.5, options=other)
     with pytest.raises(ConfigError, match=r"trained/0: is another network .*image_size"):
+        rank("--truth", "trained")
+    # Its labels and candidates are the same.
+    write_training(workspace, "-1", ("k1", "k1", "k5"), top1=0.5, space="tiny_space:Other")
+    with pytest.raises(ArchitectureError, match="trained/-1: .*tiny_space:Other', expected"):
         rank("--truth", "trained")
