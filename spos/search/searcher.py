@@ -7,6 +7,7 @@ numpy; never torch.
 from __future__ import annotations
 
 import math
+import operator
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -221,14 +222,22 @@ class Search:
         Raises:
             SearchError: if the searcher may not propose them.
         """
-        chosen = [tuple(map(int, genes)) for genes in proposed]
+        try:
+            chosen = [tuple(map(operator.index, genes)) for genes in proposed]
+        except TypeError as problem:
+            shown = " ".join(repr(proposed).split())[:99]
+            raise SearchError(
+                f"{type(self.method).__name__} proposed {shown}, expected a list of genes: of each "
+                f"choice the number of its candidate ({problem})"
+            ) from None
         sizes = [len(each) for each in self.space.spec.choices.values()]
+        advice = "; see spos.search.breeding.Batch, whose `add` refuses such candidates"
         for number, genes in enumerate(chosen):
             in_space = len(genes) == len(sizes) and all(
                 0 <= gene < size for gene, size in zip(genes, sizes, strict=True)
             )
             if not in_space:
-                fault = f"is not of the space, which has {sizes} candidates"
+                fault, advice = f"is not of the space, which has {sizes} candidates", ""
             elif genes in self._history or genes in chosen[:number]:
                 fault = "was proposed before"
             elif not self.space.allows(genes):
@@ -236,8 +245,7 @@ class Search:
             else:
                 continue
             raise SearchError(
-                f"{type(self.method).__name__} proposed {list(genes)}, which {fault}; see "
-                "spos.search.breeding.Batch, whose `add` refuses such candidates"
+                f"{type(self.method).__name__} proposed {list(genes)}, which {fault}{advice}"
             )
         if len(chosen) > count:
             raise SearchError(

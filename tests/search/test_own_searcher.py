@@ -20,6 +20,8 @@ TOY = Path(__file__).with_name("toy_trial.py")
 CLIMB = """
 from dataclasses import dataclass
 
+import numpy as np
+
 from spos.search.breeding import Batch, mutate
 from spos.search.history import ranked
 from spos.search.random_search import RandomSearch
@@ -58,6 +60,10 @@ class Stubborn(RandomSearch):
             "short": [first[1:]],
             "costly": [tuple(len(each) - 1 for each in space.spec.choices.values())],
             "many": [(gene, *first[1:]) for gene in (0, 1, 2)],
+            "nothing": None,
+            "choices": [space.choices(first)],
+            "halves": np.array([first]) + 0.5,
+            "arrays": np.array([first, (1, *first[1:])]),
         }[self.what]
 
 
@@ -196,6 +202,9 @@ def test_what_is_no_searcher_is_named(name, message):
         ("short", "proposed .* is not of the space"),
         ("costly", "proposed .* does not meet the constraints"),
         ("many", "proposed 3 candidates, expected 2 at most"),
+        ("nothing", "proposed None, expected a list of genes"),
+        ("choices", "proposed .*'layer_1': .*, expected a list of genes"),
+        ("halves", r"proposed array\(.*0.5.*, expected a list of genes"),
     ],
 )
 def test_proposals_that_break_a_promise_end_the_search(folder, what, message):
@@ -207,6 +216,14 @@ def test_proposals_that_break_a_promise_end_the_search(folder, what, message):
     with pytest.raises(SearchError, match=f"Stubborn {message}"):
         search.ask()
     assert not search.history
+
+
+def test_proposals_may_be_arrays(folder):
+    load_method("climbing:Stubborn")
+    settings = {"rounds": 1, "population": 2, "what": "arrays"}
+    search = build_search(ExperimentPaths(folder), searcher="climbing:Stubborn", **settings)
+    assert search.ask() and search.ask() and search.ask() is None
+    json.dumps(search.state())
 
 
 def test_settings_of_it_are_checked(folder):
