@@ -6,6 +6,7 @@ numpy; never torch.
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 from collections import deque
@@ -17,7 +18,7 @@ import numpy as np
 
 from spos.architecture import Candidate, Choices
 from spos.cost.constraints import write_constraints
-from spos.errors import SearchError
+from spos.errors import ConfigError, SearchError
 from spos.search.feasible import FeasibleSpace, Genes
 from spos.search.history import FAILED, RUNNING, SCORED, STATUSES, WAITING, History, Known, ranked
 from spos.search.objective import Objective, is_number
@@ -95,6 +96,9 @@ class Search:
         space: what may be drawn.
         method: how candidates are proposed, with the settings of the search.
         objective: what the scores are; by default those that trials report.
+
+    Raises:
+        ConfigError: if a setting of the method is nothing that JSON holds.
     """
 
     def __init__(
@@ -102,8 +106,8 @@ class Search:
     ) -> None:
         self.space, self.method, self.objective = space, method, objective or Objective()
         self.failures_in_a_row = 0
-        # A dataclass, as Method says; it is frozen, and a state is taken after every event.
-        self._settings: dict[str, Any] = asdict(method)  # type: ignore[call-overload]
+        # The method is frozen, as Method says, and a state is taken after every event.
+        self._settings = _settings(method)
         self._num_batches = 0
         self._is_exhausted = False
         self._history: dict[Genes, Known] = {}
@@ -417,3 +421,15 @@ class Search:
             raise ValueError(f"a candidate is {status!r} with score {score!r}")
         self.space.choices(tuple(genes))  # raises if they do not fit
         return tuple(genes), Known(number, status, score, num_attempts)
+
+
+def _settings(method: Method) -> dict[str, Any]:
+    """Those of a method as a state gives them back, in which a tuple is a list."""
+    try:
+        found = asdict(method)  # type: ignore[call-overload]  # a dataclass, as Method says
+        return json.loads(json.dumps(found, allow_nan=False))
+    except (TypeError, ValueError) as problem:
+        raise ConfigError(
+            f"the settings of {type(method).__name__} cannot be kept for a resume ({problem}); "
+            "expected numbers, words, lists and objects of them"
+        ) from None

@@ -1,8 +1,10 @@
 """A searcher of the user's own, as module:Class: pytest tests/search/test_own_searcher.py"""
 
 import json
+import math
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,11 @@ class Stubborn(RandomSearch):
             "halves": np.array([first]) + 0.5,
             "arrays": np.array([first, (1, *first[1:])]),
         }[self.what]
+
+
+@dataclass(frozen=True)
+class Wide(RandomSearch):
+    widths: object = (1, 2)
 
 
 class Plain:
@@ -224,6 +231,21 @@ def test_proposals_may_be_arrays(folder):
     search = build_search(ExperimentPaths(folder), searcher="climbing:Stubborn", **settings)
     assert search.ask() and search.ask() and search.ask() is None
     json.dumps(search.state())
+
+
+def test_settings_may_be_tuples_but_nothing_that_json_does_not_hold(folder):
+    load_method("climbing:Wide")
+
+    def begin(**settings):
+        return build_search(ExperimentPaths(folder), searcher="climbing:Wide", **settings)
+
+    state = json.loads(json.dumps(begin().state()))
+    begin().load_state(state)
+    with pytest.raises(SearchError, match=r"widths \[1, 2\], this one \[1, 3\]"):
+        begin(widths=(1, 3)).load_state(state)
+    for wrong in ({1, 2}, math.inf, threading.Lock()):
+        with pytest.raises(ConfigError, match="the settings of Wide cannot be kept for a resume"):
+            begin(widths=wrong)
 
 
 def test_settings_of_it_are_checked(folder):
