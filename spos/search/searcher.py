@@ -335,7 +335,7 @@ class Search:
             "version": STATE_VERSION,
             "space": self.space.spec.space,
             "options": dict(self.space.spec.options),
-            "method": type(self.method).__name__,
+            "method": _name(self.method),
             "settings": self._settings,
             "task": self._task(),
             "table": self._table(),
@@ -401,7 +401,7 @@ class Search:
                 f"the saved search has version, space and options {found}, expected {expected}; "
                 "its cost table was replaced: put it back, or start a new search"
             )
-        given = {"method": type(self.method).__name__, **self._settings, **self._task()}
+        given = {"method": _name(self.method), **self._settings, **self._task()}
         saved = {"method": state["method"], **state["settings"], **state.get("task", {})}
         for name, value in given.items():
             if saved.get(name, value) != value:  # a setting that the saved search did not know
@@ -421,6 +421,13 @@ class Search:
             raise ValueError(f"a candidate is {status!r} with score {score!r}")
         self.space.choices(tuple(genes))  # raises if they do not fit
         return tuple(genes), Known(number, status, score, num_attempts)
+
+
+def _name(method: Method) -> str:
+    """That of a searcher in a state: one of the user's own has its module, as names may be ours."""
+    kind = type(method)
+    is_ours = kind.__module__.startswith("spos.")
+    return kind.__name__ if is_ours else f"{kind.__module__}:{kind.__name__}"
 
 
 def _settings(method: Method) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spos.search import aging
 from spos.search.breeding import Batch, mutate
 from spos.search.history import ranked
 from spos.search.random_search import RandomSearch
@@ -67,6 +68,11 @@ class Stubborn(RandomSearch):
             "halves": np.array([first]) + 0.5,
             "arrays": np.array([first, (1, *first[1:])]),
         }[self.what]
+
+
+@dataclass(frozen=True)
+class AgingEvolution(aging.AgingEvolution):
+    pass
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,7 @@ def test_tuner_hands_out_what_it_proposes_and_resumes_it(folder):
     assert len({each.id for each in entries}) == 11
     assert all(toy_table().cost(each) <= 5000 for each in asked)
     state = json.loads((folder / STATE_FILE).read_text())["search"]
-    assert (state["method"], state["settings"]["probability"]) == ("Climb", 0.4)
+    assert (state["method"], state["settings"]["probability"]) == ("climbing:Climb", 0.4)
     # It is the search that its own `propose` makes: most candidates are near the best before.
     best, near = asked[0], 0
     for choices in asked[1:]:
@@ -246,6 +252,16 @@ def test_settings_may_be_tuples_but_nothing_that_json_does_not_hold(folder):
     for wrong in ({1, 2}, math.inf, threading.Lock()):
         with pytest.raises(ConfigError, match="the settings of Wide cannot be kept for a resume"):
             begin(widths=wrong)
+
+
+def test_search_goes_on_with_its_own_searcher_only(folder):
+    """Also where one of ours has its name and settings."""
+    name = "climbing:AgingEvolution"
+    load_method(name)
+    state = build_search(ExperimentPaths(folder), searcher=name).state()
+    build_search(ExperimentPaths(folder), searcher=name).load_state(state)
+    with pytest.raises(SearchError, match=f"has method '{name}', this one 'AgingEvolution'"):
+        build_search(ExperimentPaths(folder), searcher="aging").load_state(state)
 
 
 def test_settings_of_it_are_checked(folder):
