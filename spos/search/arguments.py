@@ -20,7 +20,7 @@ from spos.architecture import Candidate, SearchSpec, load_architecture
 from spos.cost.constraints import parse_constraints, parse_quantity
 from spos.cost.scores import search_score_weights
 from spos.cost.table import CostTable
-from spos.errors import ArchitectureError, ConfigError
+from spos.errors import ArchitectureError, ConfigError, SposError
 from spos.search.aging import AgingEvolution
 from spos.search.evolution import Evolution
 from spos.search.feasible import FeasibleSpace
@@ -29,6 +29,7 @@ from spos.search.pareto import ParetoEvolution
 from spos.search.predictor import PredictorSearch
 from spos.search.random_search import RandomSearch
 from spos.search.searcher import Method, Search
+from spos.search.settings import check_plan, check_whole
 from spos.search.two_stage import CHANNELS, TwoStage, check_patterns, match_labels
 
 COST_TABLE = "cost.json"  # beside the search-space file, where the trial script writes both
@@ -44,7 +45,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "two_stage": TwoStage,
 }
 DEFAULT_SEARCHER = "evolution"
-METHOD_PARTS = ("rounds", "population", "seed", "max_failures", "batch_size", "propose")
+METHOD_FIELDS = ("rounds", "population", "seed", "max_failures")  # of every searcher
+METHOD_PARTS = ("batch_size", "propose")  # fields or not
 # name in `spos.search.tuner` -> the searcher that it has; None: the one that classArgs name
 TUNERS = {
     "SearchTuner": None,
@@ -164,12 +166,14 @@ def load_method(name: str, *, folder: Path | None = None) -> None:
         sys.path[:] = before
     is_dataclass = isinstance(method, type) and dataclasses.is_dataclass(method)
     fields = {each.name for each in dataclasses.fields(method)} if is_dataclass else set()
-    missing = [each for each in METHOD_PARTS if each not in fields and not hasattr(method, each)]
+    missing = [each for each in METHOD_FIELDS if each not in fields]
+    missing += [each for each in METHOD_PARTS if each not in fields and not hasattr(method, each)]
     if not is_dataclass or missing:
         what = f"has no {', '.join(missing)}" if is_dataclass else "is not a dataclass"
         raise ConfigError(
-            f"the searcher {name!r} {what}; expected what spos.search.searcher.Method says, best "
-            "as a frozen dataclass derived from spos.search.random_search.RandomSearch"
+            f"the searcher {name!r} {what}; expected the fields {', '.join(METHOD_FIELDS)} and "
+            "what else spos.search.searcher.Method says, best as a frozen dataclass derived from "
+            "spos.search.random_search.RandomSearch"
         )
     METHODS[name] = method  # type: ignore[assignment]  # its parts are those of a Method
 
@@ -199,7 +203,15 @@ def build_method(name: str, settings: Mapping[str, Any]) -> Method:
                 f"{key} is no setting of the {name} searcher, expected some of "
                 f"{', '.join([*known, *TASK])}"
             )
-    return METHODS[name](**given)
+    try:
+        method = METHODS[name](**given)
+    except SposError:
+        raise
+    except (TypeError, ValueError) as problem:  # one of the user's own
+        raise ConfigError(f"the {name} searcher refuses its settings ({problem})") from problem
+    check_plan(method)
+    check_whole("batch_size", method.batch_size, low=1)
+    return method
 
 
 def build_search(

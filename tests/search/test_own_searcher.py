@@ -20,7 +20,7 @@ from spos.search.tuner import SearchTuner
 
 TOY = Path(__file__).with_name("toy_trial.py")
 CLIMB = """
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -78,6 +78,28 @@ class AgingEvolution(aging.AgingEvolution):
 @dataclass(frozen=True)
 class Wide(RandomSearch):
     widths: object = (1, 2)
+
+
+@dataclass(frozen=True)
+class Strict(RandomSearch):
+    start: str = field(kw_only=True)
+    part: int = 2
+
+    def __post_init__(self):
+        if self.start == "nowhere":
+            raise ValueError("start is nowhere")
+
+    @property
+    def batch_size(self):
+        return self.population // self.part
+
+
+@dataclass
+class Attributes:
+    rounds = population = seed = max_failures = batch_size = 1
+
+    def propose(self):
+        pass
 
 
 class Plain:
@@ -198,6 +220,10 @@ def test_a_file_alone_starts_no_code(folder):
         (":Climb", "cannot be imported"),
         ("climbing:Plain", "climbing:Plain' is not a dataclass"),
         ("climbing:dataclass", "climbing:dataclass' is not a dataclass"),
+        (
+            "climbing:Attributes",
+            "has no rounds, population, seed, max_failures; expected the fields",
+        ),
         ("climbing:Empty", "has no population, seed, max_failures, batch_size, propose"),
     ],
 )
@@ -270,3 +296,14 @@ def test_settings_of_it_are_checked(folder):
         build_method("climbing:Climb", {"chance": 1})
     with pytest.raises(ConfigError, match="population is 0"):
         build_method("climbing:Climb", {"population": 0})
+    name = "climbing:Strict"
+    load_method(name)
+    for settings, message in (
+        ({}, f"the {name} searcher refuses its settings .*'start'"),
+        ({"start": "nowhere"}, f"the {name} searcher refuses its settings .*start is nowhere"),
+        ({"start": "here", "population": 0}, "population is 0"),  # its own checks are not ours
+        ({"start": "here", "population": 1}, "batch_size is 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build_method(name, settings)
+    assert build_method(name, {"start": "here", "population": 2}).batch_size == 1
