@@ -119,10 +119,12 @@ def complete_arguments(tuner: str, arguments: Mapping[str, Any]) -> dict[str, An
 def change_arguments(arguments: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """``arguments`` with those that flags replace.
 
-    Constraints on other metrics stay; settings that only the replaced searcher has go.
+    Constraints on other metrics stay; settings that only the replaced searcher has go: all but the
+    new one's, if it is one of the user's own, which nobody imported.
     """
     if "searcher" in changes:
-        old = _settings(arguments.get("searcher", DEFAULT_SEARCHER))
+        replaced = str(arguments.get("searcher", DEFAULT_SEARCHER))
+        old = _settings(replaced) if replaced in METHODS else {*arguments} - {*TASK}
         foreign = old - _settings(changes["searcher"])
         arguments = {name: value for name, value in arguments.items() if name not in foreign}
     changed = {**arguments, **changes}

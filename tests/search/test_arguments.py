@@ -108,6 +108,11 @@ def test_other_searcher_takes_the_settings_that_it_has():
     assert changed == {**kept, "objective": "top1", "searcher": "predictor"}
     changed = change_arguments({**changed, "pool_size": 9}, {"searcher": "random"})
     assert changed == {"seed": 1, "typo": 1, "objective": "top1", "searcher": "random"}
+    # Of one of the user's own, which a file names, no setting is known.
+    own = {"seed": 1, "searcher": "mine:Own", "strength": 3, "search_only": "blocks"}
+    changed = change_arguments(own, {"searcher": "random"})
+    assert changed == {"seed": 1, "search_only": "blocks", "searcher": "random"}
+    assert change_arguments(own, {"rounds": 2}) == {**own, "rounds": 2}
 
 
 # --- what is searched --------------------------------------------------------------------------
