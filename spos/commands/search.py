@@ -21,7 +21,7 @@ from spos.cost.constraints import parse_constraint_flags, write_constraints
 from spos.errors import ConfigError, SearchError
 from spos.files import writing
 from spos.flag_values import positive, to_path
-from spos.search.arguments import DEFAULT_SEARCHER, METHODS, load_method
+from spos.search.arguments import METHODS
 from spos.search.experiment import Changes, check_port, prepare_experiment
 from spos.search.launch import (
     RunningExperiment,
@@ -147,7 +147,6 @@ def _trial_flags(args: argparse.Namespace) -> tuple[str, ...]:
 
 def _class_args(args: argparse.Namespace) -> dict[str, Any]:
     """The tuner's arguments that were given as flags."""
-    load_method(args.searcher or DEFAULT_SEARCHER, folder=args.config.parent)
     class_args: dict[str, Any] = {
         name: value
         for name in ("rounds", "population", "seed", "searcher")

@@ -22,11 +22,13 @@ from spos.evaluation.settings import add_evaluation_flags, read_evaluation_flags
 from spos.files import read_bytes
 from spos.flag_values import to_path
 from spos.search.arguments import (
+    DEFAULT_SEARCHER,
     TUNERS,
     ExperimentPaths,
     build_search,
     change_arguments,
     complete_arguments,
+    load_method,
 )
 from spos.search.limited import LimitedEvaluation, serve
 from spos.search.local import check_folder, run_search
@@ -97,7 +99,8 @@ def read_arguments(path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `SearchTuner` in an experiment's configuration, with what flags replace.
 
     Raises:
-        ConfigError: if the file cannot be read or names another tuner than ours.
+        ConfigError: if the file cannot be read or names another tuner than ours, or the searcher of
+            ``changes`` cannot be imported.
     """
     text = read_bytes(path, error=ConfigError, max_bytes=MAX_CONFIG_BYTES)
     try:
@@ -116,6 +119,7 @@ def read_arguments(path: Path, changes: Mapping[str, Any]) -> dict[str, Any]:
             f"{path}: tuner.className is {name!r}; without NNI only {', '.join(TUNERS)} of "
             f"{TUNERS_MODULE} run, with an object of classArgs"
         )
+    load_method(changes.get("searcher", DEFAULT_SEARCHER), folder=code)
     try:
         arguments = complete_arguments(short_name, change_arguments(arguments, changes))
     except ConfigError as problem:

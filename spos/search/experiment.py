@@ -24,7 +24,12 @@ import yaml
 
 from spos.errors import ConfigError, SposError
 from spos.files import read_bytes
-from spos.search.arguments import ExperimentPaths, change_arguments
+from spos.search.arguments import (
+    DEFAULT_SEARCHER,
+    ExperimentPaths,
+    change_arguments,
+    load_method,
+)
 from spos.search.generate import generate_search_space
 from spos.search.searcher import Search
 from spos.search.trained import describe_limits
@@ -76,8 +81,8 @@ def prepare_experiment(path: Path, changes: Changes) -> Experiment:
             on, or the cost table is not usable.
     """
     config = _load(path)
-    _apply(config, changes)
     folder = path.parent.resolve()
+    _apply(config, changes, folder)
     _check_basics(config, folder, path)
     tuner = _resolve_tuner(config, folder, path)
     if tuner is None and changes.class_args:
@@ -136,7 +141,7 @@ def _load(path: Path) -> Any:
         utils.unset_base_path()
 
 
-def _apply(config: Any, changes: Changes) -> None:
+def _apply(config: Any, changes: Changes, folder: Path) -> None:
     if changes.concurrency is not None:
         config.trial_concurrency = changes.concurrency
     if changes.trial_command is not None:
@@ -146,6 +151,8 @@ def _apply(config: Any, changes: Changes) -> None:
     if changes.experiments_dir is not None:
         config.experiment_working_directory = str(changes.experiments_dir.resolve())
     if changes.class_args and config.tuner is not None:
+        code = _resolve(folder, getattr(config.tuner, "code_directory", None) or ".")
+        load_method(changes.class_args.get("searcher", DEFAULT_SEARCHER), folder=code)
         arguments = config.tuner.class_args or {}
         config.tuner.class_args = change_arguments(arguments, changes.class_args)
 
@@ -272,11 +279,16 @@ def _check_tuner(tuner: Any, config: Mapping[str, Any], path: Path) -> tuple[Sea
 def _check_searcher(tuner: Mapping[str, Any], path: Path) -> None:
     """The tuner must find a searcher of the user's own; it does not run in this folder."""
     name, code = str((tuner.get("classArgs") or {}).get("searcher")), tuner["codeDirectory"]
-    if ":" not in name:
+    module_name, colon, class_name = name.partition(":")
+    if not colon:
         return
-    program = "import importlib, sys; sys.path.append('.'); importlib.import_module(sys.argv[1])"
-    command = [sys.executable, "-c", program, name.partition(":")[0]]
-    done = subprocess.run(command, cwd=code, capture_output=True, text=True, errors="replace")
+    program = (
+        "import importlib, sys; module, name, code = sys.argv[1:]; sys.path.append(code); "
+        "getattr(importlib.import_module(module), name)"
+    )
+    command = [sys.executable, "-c", program, module_name, class_name, code]
+    # The root as its folder: what is found by a path relative to this one, the tuner does not find.
+    done = subprocess.run(command, cwd=os.sep, capture_output=True, text=True, errors="replace")
     if done.returncode != 0:
         *_, reason = done.stderr.strip().splitlines() or ["it said nothing"]
         raise ConfigError(

@@ -11,6 +11,7 @@ import pytest
 from toy_trial import toy_score, toy_table
 
 from spos.__main__ import main
+from spos.commands.search_run import read_arguments
 from spos.errors import ConfigError, SearchError
 from spos.search import arguments
 from spos.search.arguments import ExperimentPaths, build_method, build_search, load_method
@@ -134,6 +135,22 @@ def folder(tmp_path, monkeypatch):
     return folder
 
 
+def write_config(folder, *, code="."):
+    """An experiment's configuration beside its trial; the file."""
+    shutil.copy(TOY, folder)
+    config = {
+        "searchSpaceFile": "space.json",
+        "trialCommand": "exec python toy_trial.py",
+        "trialConcurrency": 1,
+        "maxTrialNumber": 24,
+        "tuner": {"className": "spos.search.tuner.SearchTuner", "codeDirectory": code},
+        "trainingService": {"platform": "local"},
+    }
+    path = folder / "config.yml"
+    path.write_text(json.dumps(config))
+    return path
+
+
 def test_tuner_hands_out_what_it_proposes_and_resumes_it(folder):
     settings = {"rounds": 2, "population": 6, "probability": 0.4, "constraints": {"macs": 5000}}
     tuner = SearchTuner(searcher="climbing:Climb", **settings)
@@ -173,24 +190,35 @@ def test_benchmark_compares_it_with_ours(shared_data, capsys):
 
 def test_experiment_is_refused_if_its_tuner_would_not_find_it(folder, tmp_path, monkeypatch):
     """This process does, through its path; the tuner has the configuration's folder only."""
-    shutil.copy(TOY, folder)
-    config = {
-        "searchSpaceFile": "space.json",
-        "trialCommand": "exec python toy_trial.py",
-        "trialConcurrency": 1,
-        "maxTrialNumber": 24,
-        "tuner": {"className": "spos.search.tuner.SearchTuner", "codeDirectory": "."},
-        "trainingService": {"platform": "local"},
-    }
-    path = folder / "config.yml"
-    path.write_text(json.dumps(config))
+    path = write_config(folder)
     load_method("climbing:Climb")
     changes = Changes({"searcher": "climbing:Climb", "rounds": 2, "population": 6})
+    missing = f"No module named 'climbing'.*codeDirectory, {folder}"
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    with pytest.raises(ConfigError, match=f"No module named 'climbing'.*codeDirectory, {folder}"):
+    with pytest.raises(ConfigError, match=missing):
+        prepare_experiment(path, changes)
+    (folder / "parts").mkdir()
+    shutil.copy(tmp_path / "climbing.py", folder / "parts")
+    monkeypatch.setenv("PYTHONPATH", "parts")  # the tuner runs in another folder
+    with pytest.raises(ConfigError, match=missing):
+        prepare_experiment(path, changes)
+    (folder / "climbing.py").write_text("# without Climb")
+    with pytest.raises(ConfigError, match="tuner does not find .*has no attribute 'Climb'"):
         prepare_experiment(path, changes)
     shutil.copy(tmp_path / "climbing.py", folder)
     assert prepare_experiment(path, changes).num_planned == 12
+
+
+def test_it_is_found_where_the_file_says_that_code_lies(folder):
+    path = write_config(folder, code="code")
+    (folder / "code").mkdir()
+    (folder / "code" / "climbing_there.py").write_text(CLIMB)
+    changes = {"searcher": "climbing_there:Climb", "rounds": 2, "population": 6}
+    assert read_arguments(path, changes)["searcher"] == "climbing_there:Climb"
+    arguments.METHODS.pop("climbing_there:Climb")
+    sys.modules.pop("climbing_there")
+    assert prepare_experiment(path, Changes(changes)).num_planned == 12
+    sys.modules.pop("climbing_there")
 
 
 def test_it_is_found_beside_the_configuration(tmp_path, monkeypatch):
