@@ -60,7 +60,8 @@ class Stubborn(RandomSearch):
         first = (0,) * len(space.spec.choices)
         return {
             "twice": [first, first],
-            "outside": [(99, *first[1:])],
+            "outside": [(len(space.spec.choices["layer_1"]), *first[1:])],
+            "below": [(-1, *first[1:])],
             "short": [first[1:]],
             "costly": [tuple(len(each) - 1 for each in space.spec.choices.values())],
             "many": [(gene, *first[1:]) for gene in (0, 1, 2)],
@@ -101,6 +102,19 @@ class Attributes:
 
     def propose(self):
         pass
+
+
+climb = Climb()
+
+
+@dataclass(frozen=True)
+class Alone:
+    batch_size: int
+    rounds: int = 1
+    population: int = 2
+    seed: int = 0
+    max_failures: int = 1
+    propose = RandomSearch.propose
 
 
 class Plain:
@@ -247,6 +261,7 @@ def test_a_file_alone_starts_no_code(folder):
         ("climbing:Nobody", "cannot be imported .*Nobody"),
         (":Climb", "cannot be imported"),
         ("climbing:Plain", "climbing:Plain' is not a dataclass"),
+        ("climbing:climb", "climbing:climb' is not a dataclass"),
         ("climbing:dataclass", "climbing:dataclass' is not a dataclass"),
         (
             "climbing:Attributes",
@@ -265,7 +280,8 @@ def test_what_is_no_searcher_is_named(name, message):
     ("what", "message"),
     [
         ("twice", "proposed .* was proposed before"),
-        ("outside", r"proposed .* is not of the space, which has \["),
+        ("outside", r"proposed .* is not of the space, which has \[.* candidates$"),
+        ("below", r"proposed \[-1, .* is not of the space"),
         ("short", "proposed .* is not of the space"),
         ("costly", "proposed .* does not meet the constraints"),
         ("many", "proposed 3 candidates, expected 2 at most"),
@@ -283,6 +299,17 @@ def test_proposals_that_break_a_promise_end_the_search(folder, what, message):
     with pytest.raises(SearchError, match=f"Stubborn {message}"):
         search.ask()
     assert not search.history
+
+
+def test_candidate_of_a_batch_before_is_not_taken_again(folder):
+    load_method("climbing:Stubborn")
+    settings = {"rounds": 2, "population": 2, "what": "arrays"}
+    search = build_search(ExperimentPaths(folder), searcher="climbing:Stubborn", **settings)
+    search.tell(search.ask(), 0.5)
+    search.ask()
+    with pytest.raises(SearchError, match="Stubborn proposed .* was proposed before; see .*Batch"):
+        search.ask()
+    assert len(search.history) == 2 and len(search.running) == 1
 
 
 def test_proposals_may_be_arrays(folder):
@@ -322,8 +349,10 @@ def test_settings_of_it_are_checked(folder):
     load_method("climbing:Climb")
     with pytest.raises(ConfigError, match="chance is no setting of the climbing:Climb searcher"):
         build_method("climbing:Climb", {"chance": 1})
-    with pytest.raises(ConfigError, match="population is 0"):
+    with pytest.raises(ConfigError, match="^population is 0"):
         build_method("climbing:Climb", {"population": 0})
+    load_method("climbing:Alone")
+    assert build_method("climbing:Alone", {"batch_size": 2}).batch_size == 2
     name = "climbing:Strict"
     load_method(name)
     for settings, message in (
