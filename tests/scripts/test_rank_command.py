@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+from commands import OPTIONS
 from tiny_space import TINY
 
 from spos.__main__ import main
@@ -88,11 +89,18 @@ def test_trainings_from_scratch_are_a_truth(truth, workspace, capsys, one_thread
         ("begun", ("k1", "k1", "k1"), None),
     ):
         write_training(workspace, name, sizes, top1=top1)
+    with (workspace.folder / "trained" / "begun" / "metrics.jsonl").open("a") as file:
+        file.write("damaged\n")
+    dropout = {"options": {**OPTIONS, "dropout": 0.5}}  # which only training has
+    write_training(workspace, "2-again", ("k3", "k3", "k5"), top1=0.7, **dropout)
+    shutil.copytree(workspace.folder / "supernet", workspace.folder / "trained" / "supernet")
     assert rank("--truth", "trained", "--json") == 0
     printed = capsys.readouterr()
     found = json.loads(printed.out)
     assert (found["num_architectures"], found["best"]) == (3, pytest.approx(0.75))
     assert "trained/begun: is not finished and left out" in printed.err
+    assert "trained/begun/metrics.jsonl, line 2: not valid JSON" in printed.err
+    assert "trained/supernet" not in printed.err
     assert found["best_found"] in [pytest.approx(each) for each in (0.5, 0.7, 0.75)]
 
 

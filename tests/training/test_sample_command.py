@@ -133,12 +133,21 @@ def test_architectures_to_be_trained_are_written(folder, tmp_path, capsys):
         assert arch.options == table.spec.options and arch.metrics == table.costs(arch.choices)
     # Within a range they are drawn from it.
     limit = sorted(arch.metrics["macs"] for arch in archs)[4]
-    words += [str(tmp_path / "small"), "--path-range", f"macs=:{limit}"]
+    words += [str(tmp_path / "of" / "small"), "--path-range", f"macs=:{limit}"]
     assert main(["sample", target, *words]) == 0
-    small = [load_architecture(each) for each in (tmp_path / "small").iterdir()]
+    small = [load_architecture(each) for each in (tmp_path / "of" / "small").iterdir()]
     assert len(small) > 1 and all(arch.metrics["macs"] <= limit for arch in small)
     with pytest.raises(ConfigError, match="--output-dir: is for the paths of one sampler"):
         main(["sample", target, *words, "--sampler", "fair", "uniform"])
+
+
+def test_architectures_are_as_many_as_one_can_train(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "spos.commands.sample.write_architectures", lambda *given: asked.extend(given[-1])
+    )
+    assert main(["sample", str(folder / "macro.json"), "--output-dir", "truth"]) == 0
+    assert len(asked) == 20
 
 
 @pytest.mark.parametrize(
