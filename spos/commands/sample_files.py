@@ -26,12 +26,14 @@ def write_architectures(folder: Path, table: CostTable, paths: Iterable[Choices]
         paths: drawn.
 
     Raises:
-        ConfigError: if the folder cannot be made.
+        ConfigError: if the folder or a file in it cannot be written.
     """
     archs = _make_folder(folder, table, paths, flag="--output-dir")
     for arch in archs:
-        metrics = table.costs(arch.choices)
-        save_architecture(folder / f"{arch.id}.json", dataclasses.replace(arch, metrics=metrics))
+        arch = dataclasses.replace(arch, metrics=table.costs(arch.choices))
+        path = folder / f"{arch.id}.json"
+        with writing(path, advice="; name another --output-dir"):
+            save_architecture(path, arch)
     print(f"{folder}: {len(archs)} architectures ID.json", file=sys.stderr)
 
 

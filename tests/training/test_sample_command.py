@@ -131,6 +131,11 @@ def test_architectures_to_be_trained_are_written(folder, tmp_path, capsys):
     assert f"truth: {len(archs)} architectures ID.json" in printed.err and len(archs) == 9
     for arch in archs:
         assert arch.options == table.spec.options and arch.metrics == table.costs(arch.choices)
+    (tmp_path / "taken" / f"{archs[0].id}.json").mkdir(parents=True)
+    with pytest.raises(
+        ConfigError, match=rf"{archs[0].id}\.json: cannot be written .*another --out"
+    ):
+        main(["sample", target, *words, str(tmp_path / "taken")])
     # Within a range they are drawn from it.
     limit = sorted(arch.metrics["macs"] for arch in archs)[4]
     words += [str(tmp_path / "of" / "small"), "--path-range", f"macs=:{limit}"]
