@@ -71,6 +71,10 @@ def run(args: argparse.Namespace) -> int:
     options = _options(args)
     if args.latency and args.fit:
         raise ConfigError("--latency measures here, --fit what was measured; give one of them")
+    if args.metric and not args.fit:
+        raise ConfigError(
+            f"--metric {args.metric}: names the cost of --fit MEASURED; give that too"
+        )
     if args.space:
         load_space_class(args.space, allow_import=True)
     if _names_a_space(args.target):

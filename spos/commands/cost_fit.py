@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from spos.cost.prediction import Prediction
     from spos.cost.table import CostTable
 
+DEFAULT_METRIC = "latency_ms"
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags."""
@@ -26,8 +28,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "adds the cost to the table that is there",
     )  # fmt: skip
     group.add_argument(
-        "--metric", default="latency_ms", metavar="NAME",
-        help="the cost of --fit, with its unit, such as energy_mj (%(default)s)",
+        "--metric", metavar="NAME",
+        help=f"the cost of --fit, with its unit, such as energy_mj ({DEFAULT_METRIC})",
     )  # fmt: skip
 
 
@@ -35,18 +37,19 @@ def print_fit(args: argparse.Namespace, options: dict[str, Any]) -> int:
     """Fit, write the table if it was asked for, and print what came of it."""
     from spos.cost.fitting import fit_costs, read_measurements
 
+    metric = args.metric or DEFAULT_METRIC
     measurements = read_measurements(args.fit)
     arch = measurements[0].arch
     if arch.space == args.target and not (args.table and args.table.exists()):
         options = {**arch.options, **options}
     given = open_table(args.target, options, args.table)
-    table, prediction = fit_costs(given, measurements, metric=args.metric, source=str(args.fit))
+    table, prediction = fit_costs(given, measurements, metric=metric, source=str(args.fit))
     if args.table:
-        save_measured(table, args.metric, args.table)
+        save_measured(table, metric, args.table)
     if args.json:
-        print(json.dumps(table_value(table, args.metric)))
+        print(json.dumps(table_value(table, metric)))
     else:
-        print(_text(table, args.metric, prediction))
+        print(_text(table, metric, prediction))
     return 0
 
 

@@ -172,6 +172,7 @@ def test_file_without_a_space_is_read_with_one(run, tmp_path):
         (["nasbench_macro", "--space-options", "[1]"], ConfigError, "expected an object"),
         (["nasbench_macro", "--space-options", "{"], ConfigError, "--space-options"),
         (["nasbench_macro", "--space-options", '{"depth": 1}'], ConfigError, "no option 'depth'"),
+        (["nasbench_macro", "--metric", "energy_mj"], ConfigError, "names the cost of --fit"),
         (["nasbench_macro", "--image-size", "1"], ConfigError, "image_size is 1"),
         (["nasbench_macro", "--table", "/dev/null/cost.json"], ConfigError, "cannot be written"),
     ],
